@@ -1,0 +1,6 @@
+package content
+
+import "io/fs"
+
+// ownerOf returns nobody: files have no such owners here.
+func ownerOf(fs.FileInfo) (uid, gid int) { return -1, -1 }
