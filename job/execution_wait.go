@@ -1,0 +1,33 @@
+package job
+
+import (
+	"context"
+	"time"
+)
+
+// imageWaiter is a sandbox whose containers may begin before their image is
+// whole.
+type imageWaiter interface {
+	// Waited is how much of a container's time it has waited for its image.
+	Waited(ctx context.Context, id string) time.Duration
+}
+
+// waitedTime bounds the question how long a container has waited.
+const waitedTime = time.Second
+
+// waited is the part of the running time that nobody pays for: a provider that
+// starts early must not earn more by it than one that fetches first.
+func (e *execution) waited(ctx context.Context) time.Duration {
+	w, ok := e.p.Sandbox.(imageWaiter)
+	if !ok || e.contract().State != Running {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitedTime)
+	defer cancel()
+	return w.Waited(ctx, e.containerID())
+}
+
+// paidTime is a running time without what the image was waited for.
+func paidTime(ran, waited time.Duration) int64 {
+	return max(0, (ran - max(0, waited)).Milliseconds())
+}

@@ -1,0 +1,213 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// probeArg makes a shim try what it needs of the machine, and nothing else.
+const probeArg = "probe"
+
+// probeMain runs in the namespaces a shim would have: it mounts an overlay.
+func probeMain() int {
+	base, err := os.MkdirTemp("", "lumbung-probe-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(base) }()
+	for _, d := range []string{dirSkel, "image", dirRoot} {
+		if err := os.Mkdir(filepath.Join(base, d), 0o700); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	if err := mountRoot(base, filepath.Join(base, "image")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := unix.Unmount(filepath.Join(base, dirRoot), unix.MNT_DETACH); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// Check says, for `lumbung doctor`, whether containers can run here and which
+// limit holds by which means. Nothing is left changed.
+func (r *Runtime) Check(ctx context.Context) []Finding {
+	found := []Finding{r.checkRuntime(ctx), r.checkNamespaces(ctx), r.checkContainer(ctx)}
+	held := map[string]bool{}
+	why := "run as an ordinary user"
+	if !r.user {
+		held, why = probeCgroup(r.jobs)
+	}
+	memory := Finding{Name: LimitMemory, OK: true, How: fmt.Sprintf("the supervisor looks every %s to %s and ends the job", minLook, maxLook)}
+	cpu := Finding{Name: LimitCPU, OK: true, How: "cgroup quota"}
+	if held["memory"] {
+		memory.How += ", with a cgroup behind it"
+	} else {
+		memory.How += "; no cgroup behind it (" + why + ")"
+	}
+	if !held["cpu"] {
+		cpu = Finding{
+			Name: LimitCPU, OK: false, How: "CPU affinity: whole CPUs only, shared by the jobs that land on the same ones (" + why + ")",
+			Remedy: "run the provider as root on a machine with writable cgroups for a share by quota",
+		}
+	}
+	return append(
+		found, memory, cpu,
+		Finding{Name: LimitPids, OK: true, How: fmt.Sprintf("the supervisor counts up to every %s and ends the job", sentryLook)},
+		Finding{Name: LimitDisk, OK: true, How: "gVisor bounds the writable layer: the job gets ENOSPC"},
+		Finding{Name: LimitOutput, OK: true, How: fmt.Sprintf("the supervisor measures up to every %s and ends the job", minLook)},
+		Finding{Name: LimitLog, OK: true, How: "the supervisor drops what is over"},
+		Finding{Name: LimitTime, OK: true, How: "the supervisor's timer"},
+		Finding{Name: LimitFiles, OK: true, How: "RLIMIT_NOFILE inside the sandbox"},
+	)
+}
+
+func (r *Runtime) checkRuntime(ctx context.Context) Finding {
+	f := Finding{Name: "runtime"}
+	file, err := r.Ready(ctx)
+	if err != nil {
+		f.How, f.Remedy = err.Error(), "use a lumbung built with `make build`"
+		return f
+	}
+	f.OK, f.How = true, "gVisor, "+file
+	return f
+}
+
+// checkContainer runs a real one, whose image is the runtime itself: it is a
+// static binary, and tells its version.
+func (r *Runtime) checkContainer(ctx context.Context) Finding {
+	f := Finding{Name: "container", Remedy: "see the findings above; on a noexec file system choose another --home; in a container, start that with CAP_SYS_ADMIN and without a seccomp filter on ptrace"}
+	runsc, err := r.Ready(ctx)
+	if err != nil {
+		f.How = err.Error()
+		return f
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("no container ran within 30s"))
+	defer cancel()
+	id := fmt.Sprintf("doctor-%d-%d", os.Getpid(), r.now().UnixNano())
+	defer func() {
+		if err := r.Remove(context.WithoutCancel(ctx), id); err != nil {
+			r.log.Warn("removing the doctor's container", "job", id, "err", err)
+		}
+	}()
+	image, err := imageOfOne(filepath.Join(r.dir, "runtime"), runsc)
+	if err != nil {
+		f.How = err.Error()
+		return f
+	}
+	defer func() { _ = os.RemoveAll(image) }()
+	x, err := r.tryOne(ctx, Spec{ID: id, Rootfs: image, Args: []string{"/program", "--version"}, RunLimit: 20 * time.Second})
+	switch {
+	case err != nil:
+		f.How = err.Error()
+	case x.Code != 0:
+		f.How = fmt.Sprintf("it ended with %d: %s", x.Code, x.Reason)
+	default:
+		f.OK, f.Remedy = true, ""
+		f.How = fmt.Sprintf("ran and ended in %s", x.Ended.Sub(x.Started).Round(time.Millisecond))
+	}
+	return f
+}
+
+// imageOfOne makes a folder with nothing but a program in it, a link if it can.
+func imageOfOne(dir, program string) (image string, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	if image, err = os.MkdirTemp(dir, "unpack-"); err != nil { // swept like the others
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(image)
+		}
+	}()
+	target := filepath.Join(image, "program")
+	if os.Link(program, target) == nil {
+		return image, nil
+	}
+	src, err := os.Open(program)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(dst, src)
+	return image, errors.Join(err, dst.Close())
+}
+
+func (r *Runtime) tryOne(ctx context.Context, s Spec) (Exit, error) {
+	if err := r.Prepare(ctx, s); err != nil {
+		return Exit{}, err
+	}
+	if _, err := r.Start(ctx, s.ID); err != nil {
+		return Exit{}, err
+	}
+	return r.Wait(ctx, s.ID)
+}
+
+func (r *Runtime) checkNamespaces(ctx context.Context) Finding {
+	f := Finding{Name: "namespaces"}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, r.shim)
+	cmd.Args = []string{"lumbung", ShimArg, probeArg}
+	cmd.Env = []string{"TMPDIR=" + r.dir}
+	cmd.SysProcAttr = shimAttr(plan{User: r.user})
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		f.OK, f.How = true, "user and mount namespaces with the kernel's overlayfs"
+		if !r.user {
+			f.How = "mount namespaces with the kernel's overlayfs"
+		}
+		return f
+	}
+	f.How = strings.TrimSpace(fmt.Sprintf("%v %s", err, out))
+	f.Remedy = "as an ordinary user: Linux 5.11 or newer, user.max_user_namespaces > 0 and, on Ubuntu 24.04 or newer, " +
+		"kernel.apparmor_restrict_unprivileged_userns=0; or run the provider as root, in a container with CAP_SYS_ADMIN"
+	return f
+}
+
+// probeCgroup makes and removes a group.
+func probeCgroup(jobs string) (held map[string]bool, why string) {
+	held = map[string]bool{}
+	name := cgroupName(filepath.Join(jobs, ".probe"))
+	g, err := makeCgroup(name, Spec{}.withDefaults())
+	if err != nil {
+		return held, "no usable cgroup: " + err.Error()
+	}
+	for c := range g.dirs {
+		held[c] = true
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Second, errors.New("probe"))
+	defer cancel()
+	if err := removeCgroup(ctx, name); err != nil {
+		return held, err.Error()
+	}
+	return held, "no such controller"
+}
+
+// Check is Runtime.Check for a folder no Runtime is open on yet.
+func Check(ctx context.Context, o Options) []Finding {
+	r, err := New(o)
+	if err != nil {
+		return []Finding{{Name: "runtime", How: err.Error(), Remedy: "choose a --home this user can write"}}
+	}
+	return r.Check(ctx)
+}

@@ -1,0 +1,169 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func wantExceeded(t *testing.T, x Exit, limit string, code int, killed bool) {
+	t.Helper()
+	if x.Code != code || x.Exceeded == nil || x.Exceeded.Limit != limit || x.Exceeded.Killed != killed || x.Source != SourceJob {
+		t.Fatalf("exit %+v, exceeded %+v; want %s, code %d", x, x.Exceeded, limit, code)
+	}
+	if killed != strings.Contains(x.Reason, limit+" limit") {
+		t.Errorf("reason %q", x.Reason)
+	}
+	t.Log(x.Exceeded)
+}
+
+func TestTimeLimit(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("deaf")
+	s.RunLimit = 500 * time.Millisecond
+	x, _ := e.run(s)
+	wantExceeded(t, x, LimitTime, CodeTimeout, true)
+	if ran := x.Ended.Sub(x.Started); ran < s.RunLimit || ran > s.RunLimit+3*time.Second {
+		t.Errorf("it ran %s", ran)
+	}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("hold", "100", "700ms")
+	if x, out := e.run(s); x.Code != 0 || out != "held 100\n" || x.Usage.MemoryPeak < 100<<20 {
+		t.Fatalf("within the limit: %+v %s", x, out)
+	}
+	x, _ := e.run(e.spec("eat"))
+	wantExceeded(t, x, LimitMemory, 137, true)
+	if !x.OOM || x.Exceeded.Seen > 3*s.MemoryBytes {
+		t.Errorf("%+v", x)
+	}
+}
+
+func TestMemoryHeldByTmpfs(t *testing.T) {
+	e := newEnv(t)
+	for _, dir := range []string{"/tmp", "/dev/shm"} {
+		x, out := e.run(e.spec("fill", dir+"/x"))
+		if x.Code != 5 || !strings.Contains(out, "filled 12") || !strings.Contains(out, "no space left") {
+			t.Errorf("%s: %+v %s", dir, x, out)
+		}
+	}
+	s := e.spec("tiny", "/tmp")
+	s.MemoryBytes = 32 << 20
+	x, _ := e.run(s)
+	wantExceeded(t, x, LimitMemory, 137, true)
+}
+
+func TestPidsLimit(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("bomb")
+	s.MemoryBytes = 2 << 30
+	x, _ := e.run(s)
+	wantExceeded(t, x, LimitPids, 137, true)
+	if x.Exceeded.Seen > 4096 {
+		t.Errorf("%d processes", x.Exceeded.Seen)
+	}
+}
+
+func TestDiskLimit(t *testing.T) {
+	e := newEnv(t)
+	x, out := e.run(e.spec("fill", "/big"))
+	wantExceeded(t, x, LimitDisk, 5, false)
+	if !strings.Contains(out, "filled 6") || !strings.Contains(out, "no space left on device") {
+		t.Errorf("output %q", out)
+	}
+	s := e.spec("fill", "/big", ";", "echo")
+	s.OutputBytes = 1 << 20
+	s.DiskBytes = 4 << 20
+	if _, out := e.run(s); !strings.Contains(out, "filled 3") && !strings.Contains(out, "filled 4") {
+		t.Errorf("output %q", out)
+	}
+}
+
+func TestOutputLimit(t *testing.T) {
+	e := newEnv(t)
+	for _, op := range []string{"fill", "tiny"} {
+		out := filepath.Join(e.base, "out-"+op)
+		must(t, os.Mkdir(out, 0o755))
+		s := e.spec(op, "/out/x")
+		if op == "tiny" {
+			s = e.spec("tiny", "/out")
+		}
+		s.OutputBytes, s.DiskBytes = 4<<20, 4<<30 // one file may be large
+		s.Mounts = []Mount{{Source: out, Dest: "/out"}}
+		x, _ := e.run(s)
+		wantExceeded(t, x, LimitOutput, 137, true)
+		if x.Exceeded.Seen > 1<<30 {
+			t.Errorf("%s: %d bytes", op, x.Exceeded.Seen)
+		}
+		must(t, RemoveTree(out))
+	}
+}
+
+func TestOpenFiles(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("files")
+	s.OpenFiles = 32
+	if x, out := e.run(s); x.Code != 0 || !strings.Contains(out, "too many open files") || !strings.HasPrefix(out, "opened 2") {
+		t.Errorf("%+v %s", x, out)
+	}
+}
+
+func TestLogFlood(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("flood", "1024", ";", "exit", "6")
+	begin := time.Now()
+	x, _ := e.run(s)
+	t.Logf("1 GiB of output in %s", time.Since(begin))
+	if x.Code != 6 || x.Exceeded != nil || x.LogDropped == 0 {
+		t.Fatalf("%+v", x)
+	}
+	recs := e.records(s.ID)
+	var kept, total uint64
+	for i, r := range recs {
+		if r.Seq != uint64(i+1) {
+			t.Fatalf("record %d has number %d", i, r.Seq)
+		}
+		total += frameHeader + uint64(len(r.Data))
+		if r.Stream == Stdout {
+			kept += uint64(len(r.Data))
+		}
+	}
+	if kept+x.LogDropped != 1<<30 || total > s.MaxLogBytes+1024 {
+		t.Errorf("kept %d dropped %d total %d", kept, x.LogDropped, total)
+	}
+	last := recs[len(recs)-1]
+	if last.Stream != Notice || !strings.Contains(string(last.Data), "dropped") {
+		t.Errorf("last record %q", last.Data)
+	}
+	info, err := os.Stat(filepath.Join(e.r.jobs, s.ID, fileLog))
+	must(t, err)
+	if info.Size() > int64(s.MaxLogBytes)+1024 {
+		t.Errorf("the log file has %d bytes", info.Size())
+	}
+}
+
+func TestCPULimit(t *testing.T) {
+	e := newEnv(t)
+	s := e.spec("spin", "1500ms")
+	s.CPUMillis = 500
+	e.start(s)
+	x := e.wait(s.ID)
+	if x.Code != 0 {
+		t.Fatalf("%+v", x)
+	}
+	if e.r.user {
+		if x.Usage.CPU > 4*time.Second { // affinity: one whole CPU
+			t.Errorf("used %s", x.Usage.CPU)
+		}
+		return
+	}
+	held, _ := probeCgroup(e.r.jobs)
+	if held["cpu"] && x.Usage.CPU > 1500*time.Millisecond {
+		t.Errorf("used %s of CPU in %s with half a CPU", x.Usage.CPU, x.Ended.Sub(x.Started))
+	}
+	t.Logf("used %s of CPU in %s", x.Usage.CPU, x.Ended.Sub(x.Started))
+}

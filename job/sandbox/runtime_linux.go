@@ -1,0 +1,498 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Runtime keeps the containers of one node. Its methods may be called from any
+// goroutine. It owns no goroutine and no process: supervisors live on.
+type Runtime struct {
+	dir, jobs string
+	asked     string
+	shim      string
+	user      bool // an ordinary user runs the node
+	log       *slog.Logger
+	now       func() time.Time
+
+	unpacking sync.Mutex
+	runsc     string // set once checked
+	lazy      string // a runsc known to serve arriving images
+
+	mu    sync.Mutex
+	locks map[string]*sync.Mutex // by id, while in use
+	users map[string]int
+	shims map[string][]int // supervisors that are this process's children
+}
+
+// New opens a runtime in o.Dir. It does not unpack anything yet: see Ready.
+func New(o Options) (*Runtime, error) {
+	if !filepath.IsAbs(o.Dir) {
+		return nil, fmt.Errorf("sandbox folder %q must be absolute", o.Dir)
+	}
+	if o.Log == nil || o.Now == nil {
+		return nil, errors.New("sandbox: Log and Now must be given")
+	}
+	r := &Runtime{
+		dir: filepath.Clean(o.Dir), asked: o.RunscPath, shim: o.Shim, log: o.Log, now: o.Now,
+		user: os.Geteuid() != 0, locks: map[string]*sync.Mutex{}, users: map[string]int{},
+		shims: map[string][]int{},
+	}
+	if r.shim == "" {
+		r.shim = "/proc/self/exe" // also when the file was replaced meanwhile
+	}
+	r.jobs = filepath.Join(r.dir, "jobs")
+	if strings.ContainsAny(r.dir, ",\x00\n") {
+		return nil, fmt.Errorf("sandbox folder %q: gVisor's options allow no comma in it: choose another --home", r.dir)
+	}
+	// 0700: what a container leaves, set-user-id files included, is for nobody.
+	if err := os.MkdirAll(r.jobs, 0o700); err != nil {
+		return nil, fmt.Errorf("sandbox folder: %w", err)
+	}
+	if err := os.Chmod(r.jobs, 0o700); err != nil { //nolint:gosec // a folder
+		return nil, fmt.Errorf("sandbox folder: %w", err)
+	}
+	return r, nil
+}
+
+// Ready unpacks and checks the runtime; Prepare does it otherwise. It returns
+// ErrNoRuntime where there is none.
+func (r *Runtime) Ready(ctx context.Context) (string, error) {
+	r.unpacking.Lock()
+	defer r.unpacking.Unlock()
+	if r.runsc != "" {
+		if _, err := os.Stat(r.runsc); err == nil {
+			return r.runsc, nil
+		}
+	}
+	file, err := locate(ctx, filepath.Join(r.dir, "runtime"), r.asked, embedded())
+	if err != nil {
+		return "", err
+	}
+	r.runsc = file
+	return file, nil
+}
+
+// lock serialises what is done to one container.
+func (r *Runtime) lock(id string) func() {
+	r.mu.Lock()
+	l := r.locks[id]
+	if l == nil {
+		l = &sync.Mutex{}
+		r.locks[id] = l
+	}
+	r.users[id]++
+	r.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.users[id]--; r.users[id] == 0 {
+			delete(r.users, id)
+			delete(r.locks, id)
+		}
+	}
+}
+
+// folder gives the container's folder, or ErrNotFound.
+func (r *Runtime) folder(id string) (string, error) {
+	if !idForm.MatchString(id) {
+		return "", fmt.Errorf("%w: %.80q", ErrNotFound, id)
+	}
+	dir := filepath.Join(r.jobs, id)
+	if _, err := os.Stat(filepath.Join(dir, fileSpec)); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: %s", ErrNotFound, id)
+	} else if err != nil {
+		return "", err
+	}
+	return dir, nil
+}
+
+// Prepare makes everything a container needs but runs nothing. What it wrote
+// is found again by Recover. ErrSpec says that the image or spec cannot be run.
+func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
+	s = s.withDefaults()
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	runsc, err := r.Ready(ctx)
+	if err != nil {
+		return err
+	}
+	if s.Arriving != "" {
+		if err := r.CanArrive(ctx); err != nil {
+			return fmt.Errorf("preparing %s: %w", s.ID, err)
+		}
+	}
+	defer r.lock(s.ID)()
+	if _, err := r.folder(s.ID); err == nil {
+		return fmt.Errorf("%w: %s", ErrExists, s.ID)
+	}
+	dir := filepath.Join(r.jobs, s.ID)
+	if err := os.RemoveAll(dir); err != nil { // of a Prepare that was killed
+		return fmt.Errorf("clearing %s: %w", dir, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(dir)
+			err = fmt.Errorf("preparing %s: %w", s.ID, err)
+		}
+	}()
+	if rel, err := filepath.Rel(s.Rootfs, r.dir); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		return fmt.Errorf("%w: the image %s holds the sandbox's own folder", ErrSpec, s.Rootfs)
+	}
+	for _, d := range []string{dir, filepath.Join(dir, dirRoot), filepath.Join(dir, dirUpper), filepath.Join(dir, dirRunsc)} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return err
+		}
+	}
+	im, err := openImage(s.Rootfs, s.Arriving)
+	if err != nil {
+		return err
+	}
+	defer im.close()
+	id, err := im.user(s.User)
+	if err != nil {
+		return err
+	}
+	if r.user {
+		id.groups = nil // no other id is mapped
+	}
+	if err := makeSkel(filepath.Join(dir, dirSkel), im, s); err != nil {
+		return err
+	}
+	if err := writeBundle(dir, s, id, r.user); err != nil {
+		return err
+	}
+	p := plan{Version: planVersion, Spec: s, Runsc: runsc, UID: id.uid, GID: id.gid, User: r.user, Made: r.now()}
+	if !r.user {
+		p.Cgroup = cgroupName(dir)
+	}
+	return writeJSON(dir, fileSpec, p)
+}
+
+// Start runs a prepared container and returns when its program runs or has
+// ended. The container lives on when the calling process is killed.
+func (r *Runtime) Start(ctx context.Context, id string) (Handle, error) {
+	dir, err := r.folder(id)
+	if err != nil {
+		return Handle{}, err
+	}
+	defer r.lock(id)()
+	p, err := readPlan(dir)
+	if err != nil {
+		return Handle{}, err
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return Handle{}, err
+	}
+	defer func() { _ = out.Close() }()
+	pid, err := r.spawn(ctx, dir, p, in)
+	_ = in.Close()
+	if err != nil {
+		return Handle{}, fmt.Errorf("starting the supervisor of %s: %w%s", id, err, hintNamespaces(err))
+	}
+	stop := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var msg ready
+	switch err := json.NewDecoder(io.LimitReader(out, maxControl)).Decode(&msg); {
+	case ctx.Err() != nil:
+		return Handle{}, fmt.Errorf("starting %s: %w: it may run: Stop or Remove it", id, context.Cause(ctx))
+	case err != nil:
+		return Handle{}, fmt.Errorf("starting %s: its supervisor ended: %w: %s", id, err, r.complaint(dir))
+	case msg.Error != "":
+		return Handle{}, fmt.Errorf("starting %s: %s", id, msg.Error)
+	}
+	return Handle{ID: id, Shim: pid, Started: msg.Started}, nil
+}
+
+func hintNamespaces(err error) string {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) {
+		return ": this user may make no namespaces: see `lumbung doctor --role provider`"
+	}
+	return ""
+}
+
+// complaint is what the shim wrote when it could not say it otherwise.
+func (r *Runtime) complaint(dir string) string {
+	data, err := readBounded(filepath.Join(dir, fileShim), 64<<10)
+	if err != nil || len(data) == 0 {
+		return "it said nothing"
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// spawn starts the shim and leaves it alone.
+func (r *Runtime) spawn(ctx context.Context, dir string, p plan, ready *os.File) (int, error) {
+	complaints, err := os.OpenFile(filepath.Join(dir, fileShim), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = complaints.Close() }()
+	// It must outlive ctx, and the node.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), r.shim, dir)
+	cmd.Args = []string{"lumbung", ShimArg, dir}
+	cmd.Dir = "/"
+	// The shim is a large binary that does little: its heap stays small.
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOGC=25", "GOMEMLIMIT=24MiB", "GOMAXPROCS=2"}
+	cmd.Stdout, cmd.Stderr = complaints, complaints
+	cmd.ExtraFiles = []*os.File{ready}
+	cmd.SysProcAttr = shimAttr(p)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	pid := cmd.Process.Pid
+	r.mu.Lock()
+	r.shims[p.Spec.ID] = append(r.shims[p.Spec.ID], pid)
+	r.mu.Unlock()
+	return pid, cmd.Process.Release()
+}
+
+// shimAttr gives the shim a session and a mount namespace. For an ordinary
+// user it has a user namespace too, in which the container's user is the node's
+// user under another number: files in outputs are then the node's own. As any
+// number but 0 loses its capabilities on exec, they are made ambient.
+func shimAttr(p plan) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	if !p.User {
+		return attr
+	}
+	attr.Cloneflags |= unix.CLONE_NEWUSER
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: int(p.UID), HostID: os.Geteuid(), Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: int(p.GID), HostID: os.Getegid(), Size: 1}}
+	attr.AmbientCaps = append(attr.AmbientCaps,
+		unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP,
+		unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID,
+		unix.CAP_KILL, unix.CAP_SYS_PTRACE,
+	)
+	return attr
+}
+
+// Wait returns how the container ended, when it has. It may be called any
+// number of times, also after a restart of the node.
+func (r *Runtime) Wait(ctx context.Context, id string) (Exit, error) {
+	dir, err := r.folder(id)
+	if err != nil {
+		return Exit{}, err
+	}
+	for {
+		var st state
+		_, err := watchShim(ctx, dir, func() (bool, error) {
+			var err error
+			st, err = readState(dir)
+			return st.Phase == phaseExited, err
+		})
+		if err != nil {
+			return Exit{}, fmt.Errorf("waiting for %s: %w", id, err)
+		}
+		x, done, err := r.settle(ctx, id, dir)
+		if done || err != nil {
+			return x, err
+		}
+		// Its shim is about to listen, or about to release its lock.
+		if err := waitChange(ctx, minLook); err != nil {
+			return Exit{}, fmt.Errorf("waiting for %s: %w", id, err)
+		}
+	}
+}
+
+// settle gives the exit of a container whose shim has ended. One whose shim was
+// killed gets its exit here: its processes are killed and the truth is written.
+func (r *Runtime) settle(ctx context.Context, id, dir string) (Exit, bool, error) {
+	defer r.lock(id)()
+	st, err := readState(dir)
+	if err != nil {
+		return Exit{}, false, err
+	}
+	lock, free, err := lockShim(dir)
+	if err != nil || !free {
+		if st.Phase == phaseExited && st.Exit != nil { // its shim is tidying up
+			return *st.Exit, true, err
+		}
+		return Exit{}, false, err
+	}
+	defer func() { _ = lock.Close() }()
+	r.collect(id)
+	if st, err = readState(dir); err != nil { // it may have ended meanwhile
+		return Exit{}, false, err
+	}
+	if st.Phase == phaseExited && st.Exit != nil {
+		return *st.Exit, true, nil
+	}
+	if _, err := os.Stat(filepath.Join(dir, fileShim)); errors.Is(err, fs.ErrNotExist) {
+		return Exit{}, false, fmt.Errorf("%w: %s was not started", ErrNotRunning, id)
+	}
+	if err := killAll(ctx, dir); err != nil {
+		return Exit{}, false, err
+	}
+	x := Exit{
+		Code: CodeSandbox, Source: SourceSandbox, Started: st.Started, Ended: r.now(),
+		Reason: "its supervisor was killed, and the container with it: " + r.complaint(dir),
+	}
+	if err := writeJSON(dir, fileState, state{Phase: phaseExited, Shim: st.Shim, Started: st.Started, Exit: &x}); err != nil {
+		return Exit{}, false, fmt.Errorf("recording the end of %s: %w", id, err)
+	}
+	r.log.Warn("the supervisor of a container was killed", "job", id)
+	return x, true, nil
+}
+
+// collect takes the exit status of a shim that has let go of its lock and is
+// this process's child; after a restart of the node it is another's.
+func (r *Runtime) collect(id string) {
+	r.mu.Lock()
+	pids := r.shims[id]
+	delete(r.shims, id)
+	r.mu.Unlock()
+	for _, pid := range pids {
+		for { // it is past its last step
+			if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+	}
+}
+
+// Stop asks the program to end with SIGTERM and kills it after grace. It
+// returns when the container has ended; one that has ended before is no error.
+func (r *Runtime) Stop(ctx context.Context, id string, grace time.Duration) error {
+	dir, err := r.folder(id)
+	if err != nil {
+		return err
+	}
+	conn, err := dialShim(ctx, dir, request{Op: "stop", Grace: grace})
+	if err == nil {
+		// Its answer comes when it is done; Wait knows better.
+		defer func() { _ = conn.Close() }()
+	}
+	_, err = r.Wait(ctx, id)
+	return err
+}
+
+// Usage is what a running container uses, as last sampled by its supervisor.
+func (r *Runtime) Usage(ctx context.Context, id string) (Usage, error) {
+	dir, err := r.folder(id)
+	if err != nil {
+		return Usage{}, err
+	}
+	if a, err := ask(ctx, dir, request{Op: "usage"}); err == nil {
+		return a.Usage, nil
+	}
+	st, err := readState(dir)
+	if err != nil {
+		return Usage{}, err
+	}
+	if st.Exit != nil {
+		return st.Exit.Usage, nil
+	}
+	return Usage{}, fmt.Errorf("%w: %s", ErrNotRunning, id)
+}
+
+// Recover finds the containers of this folder after a restart, in the order of
+// their ids. What half-made or half-removed containers left is removed.
+func (r *Runtime) Recover(ctx context.Context) ([]Recovered, error) {
+	entries, err := os.ReadDir(r.jobs)
+	if err != nil {
+		return nil, fmt.Errorf("looking for containers: %w", err)
+	}
+	sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
+	var found []Recovered
+	for _, e := range entries {
+		id := e.Name()
+		dir, err := r.folder(id)
+		if errors.Is(err, ErrNotFound) {
+			if err := r.Remove(ctx, id); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		rec, err := r.recover(ctx, id, dir)
+		if err != nil {
+			return nil, fmt.Errorf("recovering %s: %w", id, err)
+		}
+		found = append(found, rec)
+	}
+	return found, nil
+}
+
+func (r *Runtime) recover(ctx context.Context, id, dir string) (Recovered, error) {
+	x, done, err := r.settle(ctx, id, dir)
+	switch {
+	case errors.Is(err, ErrNotRunning):
+		return Recovered{ID: id, Prepared: true}, nil
+	case err != nil:
+		return Recovered{}, err
+	}
+	return Recovered{ID: id, Running: !done, Exit: x}, nil
+}
+
+// removeTimeout bounds how long killed processes may take to vanish.
+const removeTimeout = 30 * time.Second
+
+// Remove ends the container if it runs and removes everything of it: processes,
+// mounts, cgroups, folders. One that is gone or half-made is no error.
+func (r *Runtime) Remove(ctx context.Context, id string) error {
+	if id == "" || id != filepath.Base(id) || id == "." || id == ".." {
+		return fmt.Errorf("%w: %.80q", ErrNotFound, id)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, removeTimeout, fmt.Errorf("not gone after %s", removeTimeout))
+	defer cancel()
+	defer r.lock(id)()
+	dir := filepath.Join(r.jobs, id)
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := r.endShim(ctx, dir); err != nil {
+		return fmt.Errorf("removing %s: %w", id, err)
+	}
+	if err := killAll(ctx, dir); err != nil {
+		return fmt.Errorf("removing %s: %w", id, err)
+	}
+	r.collect(id)
+	if !r.user {
+		if err := removeCgroup(ctx, cgroupName(dir)); err != nil {
+			return fmt.Errorf("removing %s: %w", id, err)
+		}
+	}
+	// The plan last: until then a crash leaves something Recover knows.
+	if err := RemoveTree(dir); err != nil {
+		return fmt.Errorf("removing %s: %w", id, err)
+	}
+	return nil
+}
+
+// endShim kills the container and waits until its shim has let go of the lock.
+func (r *Runtime) endShim(ctx context.Context, dir string) error {
+	for {
+		lock, free, err := lockShim(dir)
+		if err != nil {
+			return err
+		}
+		if free {
+			return lock.Close()
+		}
+		_, _ = ask(ctx, dir, request{Op: "kill"})
+		if err := waitChange(ctx, minLook); err != nil {
+			return fmt.Errorf("its supervisor does not end: %w", err)
+		}
+	}
+}

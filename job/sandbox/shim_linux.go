@@ -1,0 +1,499 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ShimArg is the first argument that makes main call ShimMain.
+const ShimArg = "sandbox-shim"
+
+// readyFD is where the shim says that the container runs, or why it does not.
+const readyFD = 3
+
+type ready struct {
+	Error   string    `json:"error,omitempty"`
+	Started time.Time `json:"started"`
+}
+
+// shim supervises one container.
+type shim struct {
+	dir  string
+	plan plan
+	hub  hub
+	log  *logWriter
+	cg   *cgroup
+	cmd  *exec.Cmd // runsc
+	done chan struct{}
+	// lazy hands out the image's files while it arrives; nil for a whole image.
+	lazy   *arrivals
+	broken chan struct{} // closed when a part of it cannot be had
+
+	mu       sync.Mutex
+	started  time.Time
+	stopped  bool
+	exceeded *Exceeded
+	usage    Usage
+	sandbox  int // process id of the sentry
+	killed   bool
+	status   *unix.WaitStatus // of the program, said by the sandbox
+	mute     bool             // the sandbox was asked and ended without saying
+	failure  string           // of the sandbox, found by the shim
+	// waitedBefore is how long the image was waited for before the start.
+	waitedBefore time.Duration
+}
+
+// ShimMain is the supervisor process. A program that uses this package calls
+// it at the very start of main, before anything else, with os.Args[2:], when
+// os.Args[1] is ShimArg, and exits with what it returns.
+func ShimMain(args []string) int {
+	// The parent-death signal of runsc is tied to the thread that starts it.
+	runtime.LockOSThread()
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	if len(args) == 1 && args[0] == probeArg {
+		return probeMain()
+	}
+	if len(args) != 1 || !filepath.IsAbs(args[0]) {
+		fmt.Fprintln(os.Stderr, "this is started by lumbung itself")
+		return 2
+	}
+	pipe := os.NewFile(readyFD, "ready")
+	unix.CloseOnExec(readyFD)
+	s := &shim{dir: args[0], done: make(chan struct{}), broken: make(chan struct{})}
+	if err := s.run(pipe); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		_ = json.NewEncoder(pipe).Encode(ready{Error: err.Error()})
+		return 1
+	}
+	return 0
+}
+
+func (s *shim) run(pipe *os.File) error {
+	lock, ok, err := lockShim(s.dir)
+	if err != nil || !ok {
+		return errors.Join(err, errors.New("this container has a supervisor already"))
+	}
+	defer func() { _ = lock.Close() }() // last of all: its release says that the shim is gone
+	if s.plan, err = readPlan(s.dir); err != nil {
+		return err
+	}
+	if st, err := readState(s.dir); err != nil || st.Phase != "" {
+		return errors.Join(err, fmt.Errorf("it was started before (%s)", st.Phase))
+	}
+	if err := mountRoot(s.dir, s.plan.Spec.Rootfs); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(filepath.Join(s.dir, fileLog), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	s.log = newLogWriter(file, s.plan.Spec.MaxLogBytes, time.Now, s.hub.changed)
+	s.enterLimits()
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	l, err := listenUnix(ctx, "unix", filepath.Join(s.dir, fileSocket))
+	if err != nil {
+		return err
+	}
+	if s.plan.Spec.Arriving != "" {
+		a, gofers, err := s.beginArrivals(ctx)
+		if err != nil {
+			_ = l.Close()
+			return err
+		}
+		defer a.close()
+		s.lazy = a
+		background.Go(func() { a.serve(ctx, gofers) })
+	}
+	ctl := &control{hub: &s.hub, stop: s.stop, kill: s.kill, usage: s.usageNow, lazy: s.lazy}
+	background.Go(func() { ctl.serve(ctx, l) })
+	return s.supervise(ctx, pipe, file)
+}
+
+func listenUnix(ctx context.Context, network, name string) (net.Listener, error) {
+	d, err := os.OpenFile(filepath.Dir(name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, network, fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), filepath.Base(name)))
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // its short name is gone by then
+	return l, nil
+}
+
+// enterLimits puts this process, and so all that it starts, under the limits
+// the kernel holds.
+func (s *shim) enterLimits() {
+	if s.plan.Cgroup != "" {
+		g, err := makeCgroup(s.plan.Cgroup, s.plan.Spec)
+		if err == nil {
+			err = g.join()
+			s.cg = g
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "cgroup:", err)
+		}
+	}
+	if s.cg == nil || s.cg.dirs["cpu"] == "" {
+		if err := pinCPUs(s.plan.Spec.CPUMillis); err != nil {
+			fmt.Fprintln(os.Stderr, "cpu affinity:", err)
+		}
+	}
+}
+
+// supervise runs the container to its end and records it.
+func (s *shim) supervise(ctx context.Context, pipe, logFile *os.File) error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	launched := time.Now()
+	outputs, err := s.launch(ctx)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", s.plan.Runsc, err)
+	}
+	var work sync.WaitGroup
+	work.Go(func() { s.watch(ctx, pipe) })
+	waitErr := s.cmd.Wait()
+	if err := reap(ctx, s.dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	close(s.done)
+	work.Wait()
+	outputs.Wait()
+	s.lastLook()
+	dropped, logErr := s.log.close()
+	exit := s.exit(launched, waitErr)
+	exit.LogDropped = dropped
+	if logErr != nil {
+		exit.Reason = join(exit.Reason, "the log could not be written: "+logErr.Error())
+	}
+	st := state{Phase: phaseExited, Shim: os.Getpid(), Started: exit.Started, Exit: &exit}
+	if err := errors.Join(logFile.Sync(), writeJSON(s.dir, fileState, st)); err != nil {
+		return fmt.Errorf("recording the exit: %w", err)
+	}
+	s.hub.changed()
+	// For one that ended before it was seen to run; else nobody reads.
+	_ = json.NewEncoder(pipe).Encode(ready{Started: exit.Started})
+	return nil
+}
+
+// launch starts runsc with its output in pipes that this process reads.
+func (s *shim) launch(ctx context.Context) (*sync.WaitGroup, error) {
+	readers := &sync.WaitGroup{}
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), s.plan.Runsc, s.runscArgs()...)
+	s.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	if s.lazy != nil {
+		s.cmd.Env = append(s.cmd.Env, envLazy+"="+filepath.Join(s.dir, fileLazy))
+	}
+	s.cmd.Dir = "/"
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	var ends []*os.File
+	defer func() {
+		for _, f := range ends {
+			_ = f.Close()
+		}
+	}()
+	for _, stream := range []uint8{Stdout, Stderr} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		ends = append(ends, w)
+		if stream == Stdout {
+			s.cmd.Stdout = w
+		} else {
+			s.cmd.Stderr = w
+		}
+		readers.Go(func() {
+			defer func() { _ = r.Close() }()
+			s.copyOutput(stream, r)
+		})
+	}
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	// When memory runs out on the machine, jobs go first. Best effort.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", s.cmd.Process.Pid), []byte("500"), 0o644)
+	return readers, nil
+}
+
+func (s *shim) copyOutput(stream uint8, r io.Reader) {
+	buf := make([]byte, maxChunk)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			s.log.write(stream, buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (s *shim) runscArgs() []string {
+	args := []string{
+		"--root=" + filepath.Join(s.dir, dirRunsc),
+		"--log=" + filepath.Join(s.dir, fileError), "--log-format=json",
+		"--network=none",
+		"--host-settings=ignore",
+		"--control-rpc-stop-timeout=0", // our idle connection must not hold up its end
+		"--ignore-cgroups",             // the shim joined its own before
+		fmt.Sprintf("--overlay2=root:dir=%s,size=%d", filepath.Join(s.dir, dirUpper), s.plan.Spec.DiskBytes),
+	}
+	if s.plan.User && s.plan.UID == 0 {
+		args = append(args, "--rootless")
+	}
+	return append(args, "run",
+		"--bundle="+filepath.Join(s.dir, dirBundle),
+		"--pid-file="+filepath.Join(s.dir, filePid), cid)
+}
+
+// reap kills and collects whatever runsc left behind: as a subreaper the shim
+// inherits it.
+func reap(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := killAll(ctx, dir)
+	for {
+		pid, werr := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		if pid <= 0 && !errors.Is(werr, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// stop is the request of that name: SIGTERM, then SIGKILL after grace.
+func (s *shim) stop(ctx context.Context, grace time.Duration) error {
+	s.mu.Lock()
+	s.stopped = true
+	running := !s.started.IsZero()
+	s.mu.Unlock()
+	if !running || grace <= 0 || s.signal(ctx, unix.SIGTERM) != nil {
+		s.kill()
+		return nil
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	case <-t.C:
+		s.kill()
+	}
+	return nil
+}
+
+func (s *shim) signal(ctx context.Context, sig unix.Signal) error {
+	c, err := dialSentry(ctx, s.dir)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return c.signal(sig, 0)
+}
+
+// kill ends the container at once. runsc is killed with it, so that it writes
+// nothing into the job's stderr; what both leave is cleaned up by the shim.
+func (s *shim) kill() {
+	s.mu.Lock()
+	s.killed = true
+	sandbox := s.sandbox
+	s.mu.Unlock()
+	select {
+	case <-s.done:
+		return // its process ids may be others' by now
+	default:
+	}
+	if sandbox > 0 {
+		_ = unix.Kill(sandbox, unix.SIGKILL)
+	}
+	_ = s.cmd.Process.Kill()
+}
+
+// exceed ends the container for a limit, the first one that says so.
+func (s *shim) exceed(e Exceeded) {
+	s.mu.Lock()
+	first := s.exceeded == nil || !s.exceeded.Killed && e.Killed
+	if first {
+		s.exceeded = &e
+	}
+	s.mu.Unlock()
+	if first && e.Killed {
+		s.kill()
+	}
+}
+
+func (s *shim) usageNow() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.usage
+	u.Waited = s.waitedRunning()
+	return u
+}
+
+// waitedRunning is how long the running program waited for its image. The lock
+// is held.
+func (s *shim) waitedRunning() time.Duration {
+	if s.started.IsZero() {
+		return 0
+	}
+	return s.lazy.waitedFor() - s.waitedBefore
+}
+
+// exit says how it ended, from what runsc returned and what was done to it.
+func (s *shim) exit(launched time.Time, waitErr error) Exit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := Exit{
+		Started: s.started, Ended: time.Now(), Exceeded: s.exceeded,
+		Stopped: s.stopped, Source: SourceJob, Usage: s.usage,
+	}
+	x.Usage.CPU = max(x.Usage.CPU, childCPU())
+	x.Usage.Waited = s.waitedRunning()
+	failure := lastError(filepath.Join(s.dir, fileError))
+	var ee *exec.ExitError
+	x.Code = 0
+	if errors.As(waitErr, &ee) {
+		x.Code = ee.ExitCode()
+	} else if waitErr != nil {
+		failure = join(failure, waitErr.Error())
+	}
+	lost := x.Code < 0 || failure != "" || x.Code == codeSignal+int(unix.SIGKILL) && s.mute
+	switch {
+	case s.exceeded != nil && s.exceeded.Killed:
+		x.Code = codeSignal + int(unix.SIGKILL)
+		x.OOM = s.exceeded.Limit == LimitMemory
+		if s.exceeded.Limit == LimitTime {
+			x.Code = CodeTimeout
+		}
+		x.Reason = s.exceeded.String()
+	case s.failure != "":
+		x.Code, x.Source, x.Reason = CodeSandbox, SourceSandbox, join(s.failure, failure)
+	case s.status != nil && s.status.Exited(): // also when it was killed a moment later
+		x.Code = s.status.ExitStatus()
+	case s.status != nil:
+		x.Signal = int(s.status.Signal())
+		x.Code = codeSignal + x.Signal
+	case s.killed && lost:
+		x.Code = codeSignal + int(unix.SIGKILL)
+	case s.cg.oomKills() > 0 && (lost || x.Code == codeSignal+int(unix.SIGKILL)):
+		x.Code, x.OOM = codeSignal+int(unix.SIGKILL), true
+		x.Exceeded = &Exceeded{Limit: LimitMemory, Max: s.plan.Spec.MemoryBytes, Seen: max(s.usage.MemoryPeak, s.plan.Spec.MemoryBytes), At: x.Ended, Killed: true}
+		x.Reason = x.Exceeded.String()
+	case failure != "" && s.started.IsZero():
+		x.Code, x.Source, x.Reason = startFailure(failure)
+		return x
+	case lost:
+		x.Code, x.Source, x.Reason = CodeSandbox, SourceSandbox, join("the sandbox was killed from outside", failure)
+	}
+	// The last look may have come before the last write: a failed job with its
+	// disk nearly full is told of it.
+	if limit := s.plan.Spec.DiskBytes; x.Exceeded == nil && x.Code != 0 && s.usage.Disk >= limit-limit/10 {
+		x.Exceeded = &Exceeded{Limit: LimitDisk, Max: limit, Seen: s.usage.Disk, At: x.Ended}
+	}
+	if x.Source == SourceJob && s.status == nil && x.Code > codeSignal && x.Code <= codeSignal+64 {
+		x.Signal = x.Code - codeSignal
+	}
+	if x.Started.IsZero() && x.Source == SourceJob {
+		x.Started = launched // it ended before it was seen to run
+	}
+	return x
+}
+
+// childCPU is the CPU time of everything below the shim that has ended.
+func childCPU() time.Duration {
+	var ru unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_CHILDREN, &ru) != nil {
+		return 0
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+func join(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + ": " + b
+}
+
+// lastError gives the last error in runsc's JSON log.
+func lastError(file string) (msg string) {
+	data, err := readBounded(file, 16<<20)
+	if err != nil {
+		return ""
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	for {
+		var e struct {
+			Msg   string `json:"msg"`
+			Level string `json:"level"`
+		}
+		if err := dec.Decode(&e); err != nil {
+			return msg
+		}
+		if e.Level == "error" {
+			msg = e.Msg
+		}
+	}
+}
+
+// pinCPUs keeps this thread, and what it starts, to as many CPUs as the limit
+// rounds up to. Which ones follows from the process id, so that containers
+// spread.
+func pinCPUs(millis int) error {
+	var have, want unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &have); err != nil {
+		return err
+	}
+	n := (millis + 999) / 1000
+	if n >= have.Count() {
+		return nil
+	}
+	var cpus []int
+	for i := 0; len(cpus) < have.Count(); i++ {
+		if have.IsSet(i) {
+			cpus = append(cpus, i)
+		}
+	}
+	for i := range n {
+		want.Set(cpus[(os.Getpid()*n+i)%len(cpus)])
+	}
+	return unix.SchedSetaffinity(0, &want)
+}
+
+// sandboxPid reads what runsc wrote, or 0.
+func (s *shim) sandboxPid() int {
+	data, err := readBounded(filepath.Join(s.dir, filePid), 64)
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(string(data))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
