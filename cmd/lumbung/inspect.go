@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lumbung-net/lumbung/node/client"
+)
+
+func (a *app) inspectCmd() *cobra.Command {
+	return a.withOutput(&cobra.Command{
+		Use:               "inspect JOB",
+		Short:             "Show all there is to know of a job: its tasks and every lease",
+		Args:              takes("JOB"),
+		ValidArgsFunction: a.completeJobs,
+		RunE: a.call(func(ctx context.Context, c *client.Client, args []string) error {
+			d, err := c.Job(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(d, func(w io.Writer) { a.inspect(w, d) })
+		}),
+	})
+}
+
+func (a *app) inspect(w io.Writer, d client.JobDetail) {
+	j := d.Job
+	row(w, "job", j.ID)
+	row(w, "name", orDash(j.Spec.Name))
+	row(w, "state", stateText(j))
+	if j.Reason != "" {
+		row(w, "reason", j.Reason)
+	}
+	if why := (unplaced{j.Heard, j.Unplaced, j.Cheapest}); !j.Over() && len(j.Unplaced) > 0 {
+		row(w, "waiting", why)
+	}
+	row(w, "image", j.Image.Name+"  "+j.Image.ID+"  "+sizeText(j.Image.Size))
+	row(w, "command", fmt.Sprintf("%q", j.Spec.Command))
+	for _, p := range j.Spec.Ports {
+		row(w, "port", portText(p))
+	}
+	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
+	if j.Over() {
+		row(w, "took", spanText(j.Ended.Sub(j.Created)))
+	}
+	row(w, "spent", moneyText(costSoFar(d)))
+	row(w, "")
+	row(w, "TASK", "NUMBERS", "STATE", "EXIT", "PROVIDER", "TRIES", "USED", "CHARGE", "REASON")
+	for _, t := range d.Tasks {
+		numbers := "-"
+		if j.Spec.Array != nil {
+			numbers = fmt.Sprintf("%d-%d", t.First, t.Last)
+		}
+		exit := "-"
+		if t.Over() {
+			exit = fmt.Sprint(t.ExitCode)
+		}
+		row(w, t.Index, numbers, t.State, exit, orDash(peerText(t.Provider)), t.Attempts, spanText(ms(t.UsageMs)), moneyText(t.Charge), t.Reason)
+	}
+	if len(d.Contracts) == 0 {
+		return
+	}
+	row(w, "")
+	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "FETCHING", "RUNNING", "USED", "CHARGE", "REASON")
+	for _, c := range d.Contracts {
+		row(w, c.ID.Short(), c.Task, c.State, peerText(c.Provider), priceText(client.Amount{Asset: c.Asset, Lo: c.Price}),
+			phase(c.FetchingAt, c.RunningAt, c.EndedAt, a.now()), phase(c.RunningAt, c.SavingAt, c.EndedAt, a.now()),
+			spanText(ms(c.UsageMs)), moneyText(c.Charge), orElse(c.Reason, reasonOrNone(c.Refusal)))
+	}
+}
+
+func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+
+func reasonOrNone(name string) string {
+	if name == "" {
+		return ""
+	}
+	return reasonText(name)
+}
+
+// phase is how long a phase has lasted, or lasts.
+func phase(from, next, end, now time.Time) string {
+	if from.IsZero() {
+		return "-"
+	}
+	for _, until := range []time.Time{next, end} {
+		if !until.IsZero() {
+			return spanText(until.Sub(from))
+		}
+	}
+	return spanText(now.Sub(from))
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/lumbung-net/lumbung/job"
+	"github.com/lumbung-net/lumbung/ledger"
+)
+
+func specOf(t *testing.T, args ...string) (job.Spec, error) {
+	t.Helper()
+	var f runFlags
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	f.add(fs)
+	if err := fs.Parse(args); err != nil {
+		return job.Spec{}, err
+	}
+	return f.spec(fs, fs.Args())
+}
+
+func TestRunFlagsToSpec(t *testing.T) {
+	t.Setenv("FROM_OUTSIDE", "yes")
+	for name, c := range map[string]struct {
+		args []string
+		want func(*job.Spec)
+	}{
+		"bare":         {[]string{"img"}, func(*job.Spec) {}},
+		"command":      {[]string{"img", "sh", "-c", "echo --gpus"}, func(s *job.Spec) { s.Command = []string{"sh", "-c", "echo --gpus"} }},
+		"flags of its": {[]string{"--name", "n", "img", "--name", "x"}, func(s *job.Spec) { s.Name, s.Command = "n", []string{"--name", "x"} }},
+		"cpus memory":  {[]string{"--cpus", "1.5", "--memory", "2GB", "--disk", "1GB", "img"}, func(s *job.Spec) { s.CPUMillis, s.Memory, s.Disk = 1500, 2e9, 1e9 }},
+		"gpus":         {[]string{"--gpus", "rtx4090:2", "img"}, func(s *job.Spec) { s.GPUs = job.GPUWish{Count: 2, Any: []string{"rtx4090"}} }},
+		"gpu count":    {[]string{"--gpus", "1", "img"}, func(s *job.Spec) { s.GPUs = job.GPUWish{Count: 1} }},
+		"gpus all":     {[]string{"--gpus", "all", "img"}, func(s *job.Spec) { s.GPUs.All = true }},
+		"vram":         {[]string{"--gpus", "vram>=24GB", "img"}, func(s *job.Spec) { s.GPUs = job.GPUWish{Count: 1, VRAM: 24e9} }},
+		"env": {[]string{"-e", "A=b=c", "--env", "FROM_OUTSIDE", "-e", "NOT_THERE", "-e", "EMPTY=", "img"}, func(s *job.Spec) {
+			s.Env = map[string]string{"A": "b=c", "FROM_OUTSIDE": "yes", "EMPTY": ""}
+		}},
+		"binds": {[]string{"--in", "./a:/in", "--in", "cid:bafy:/data", "--out", "/out:./o", "--out", "/keep", "img"}, func(s *job.Spec) {
+			s.Inputs = []job.InputSpec{{From: "./a", To: "/in"}, {From: "cid:bafy", To: "/data"}}
+			s.Outputs = []job.OutputSpec{{From: "/out", To: "./o"}, {From: "/keep"}}
+		}},
+		"array": {[]string{"--array", "1-240:4", "--parallel", "20", "--max-failed", "5", "img"}, func(s *job.Spec) {
+			s.Array = &job.Array{First: 1, Last: 240, Chunk: 4, Parallel: 20, MaxFailed: 5}
+		}},
+		"retries": {[]string{"--retries", "0", "img"}, func(s *job.Spec) { s.Retry = job.RetrySpec{Max: 0, Given: true, AvoidFailed: true} }},
+		"timeout": {[]string{"--timeout", "90m", "--fetch-timeout", "1m", "img"}, func(s *job.Spec) { s.Limits.Run, s.Limits.Fetch = 90*time.Minute, time.Minute }},
+		"pay": {[]string{"--max-hourly", "0.60", "--budget", "1.00", "img"}, func(s *job.Spec) {
+			s.Pay = job.PaySpec{MaxHourly: ledger.Units("usd", 600_000), Budget: ledger.Units("usd", 1_000_000)}
+		}},
+		"place": {[]string{"--on", "12D3KooW", "--workdir", "/w", "--network", "outbound", "img"}, func(s *job.Spec) { s.On, s.Workdir, s.Network = "12D3KooW", "/w", "outbound" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := specOf(t, c.args...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := job.Spec{Image: "img", Command: []string{}}
+			c.want(&want)
+			want = want.WithDefaults()
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got  %+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestRunFlagsRefused(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--gpus", "rtx9999", "img"}, "rtx9999"},
+		{[]string{"--memory", "lots", "img"}, "--memory lots"},
+		{[]string{"--cpus", "-1", "img"}, "--cpus -1"},
+		{[]string{"--max-hourly", "free", "img"}, "--max-hourly free"},
+		{[]string{"--budget", "0.0000001", "img"}, "smallest unit"},
+		{[]string{"--array", "x", "img"}, "--array x"},
+		{[]string{"--in", "./a", "img"}, "HOST:CONTAINER"},
+		{[]string{"--in", "./a:b", "img"}, "absolute"},
+		{[]string{"--out", ":./o", "img"}, "CONTAINER:HOST"},
+		{[]string{"-e", "=x", "img"}, "KEY=VALUE"},
+		{[]string{"--network", "host", "img"}, "network"},
+		{[]string{"--private", "--in", "cid:bafy:/in", "img"}, "inputs[0].from"},
+		{[]string{"--parallel", "2", "img"}, "--array"},
+		{[]string{"--retries", "1000", "img"}, "retry"},
+	} {
+		_, err := specOf(t, c.args...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: error %v, want %q", c.args, err, c.want)
+			continue
+		}
+		if v := judge(err); v.Code != exitUsage {
+			t.Errorf("%q: code %d", c.args, v.Code)
+		}
+	}
+}
