@@ -1,0 +1,116 @@
+# lumbung needs Go (the version in go.mod) and gcc. Everything else is built or
+# installed here; nothing is written outside this folder and Go's own caches.
+
+BUILD    := build
+GOARCH   := $(shell go env GOARCH)
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+PAYLOAD  := job/sandbox/payload/runsc-linux-$(GOARCH)
+RUNSC    := $(BUILD)/runsc
+FORWARDER := $(BUILD)/forwarder
+TOOL     := go tool -modfile=.ci/tools/go.mod
+TAGS     := payload
+FUZZTIME ?= 5s
+DEMO     ?=
+
+# go-nvml's headers deprecate what the binding still offers.
+export CGO_CFLAGS := -Wno-deprecated-declarations
+export LUMBUNG_RUNSC := $(CURDIR)/$(RUNSC)
+
+.PHONY: all build payload tiles test race lint vuln fuzz bench e2e demo generate cross fresh clean
+all: build
+
+# --- building ---------------------------------------------------------------
+
+build: $(BUILD)/lumbung tiles
+
+.PHONY: $(BUILD)/lumbung
+$(BUILD)/lumbung: need-cc $(PAYLOAD).zst
+	go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)" -o $@ ./cmd/lumbung
+
+# gVisor's runsc with our gofer: static, for it re-executes itself in an empty
+# root. About two minutes on two cores, once.
+$(RUNSC): $(wildcard job/sandbox/runsc/*.go) job/sandbox/runsc/go.mod job/sandbox/runsc/go.sum
+	@mkdir -p $(BUILD)
+	@echo "building gVisor (once, about two minutes)"
+	cd job/sandbox/runsc && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
+
+# The program that reaches into a container's ports: static, as any image may be
+# around it.
+$(FORWARDER): $(wildcard job/sandbox/internal/forwarder/*.go job/sandbox/internal/portmux/*.go) go.mod
+	@mkdir -p $(BUILD)
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $@ ./job/sandbox/internal/forwarder
+
+payload: $(PAYLOAD).zst
+$(PAYLOAD).zst: $(RUNSC) $(FORWARDER)
+	@mkdir -p $(dir $@)
+	CGO_ENABLED=0 go run ./job/sandbox/internal/pack -in $(FORWARDER) -out $(dir $@)forwarder-linux-$(GOARCH)
+	CGO_ENABLED=0 go run ./job/sandbox/internal/pack -in $(RUNSC) -out $(PAYLOAD)
+	@touch $@
+
+# The example program: static, so that it can be an image of its own.
+.PHONY: tiles
+tiles:
+	@mkdir -p $(BUILD)
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BUILD)/tiles ./examples/tiles
+
+.PHONY: need-cc
+need-cc:
+	@command -v $${CC:-gcc} >/dev/null || { echo "no C compiler: install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+
+# --- running ----------------------------------------------------------------
+
+demo: build
+	@mkdir -p out
+	$(BUILD)/lumbung demo --out out/demo.png $(DEMO)
+
+# --- checking ---------------------------------------------------------------
+
+test: need-cc $(PAYLOAD).zst
+	go test -tags $(TAGS) ./...
+
+race: need-cc $(PAYLOAD).zst
+	go test -race -tags $(TAGS) -timeout 25m ./...
+
+e2e: build
+	go test -tags "$(TAGS) e2e" -count 1 -timeout 20m ./cmd/lumbung
+
+lint:
+	go vet ./...
+	go vet -tags e2e ./cmd/lumbung
+	cd job/sandbox/runsc && go vet ./...
+	$(TOOL) golangci-lint run ./...
+
+vuln:
+	$(TOOL) govulncheck ./...
+
+# Every fuzzer for a short time; FUZZTIME=1m for longer.
+fuzz: $(PAYLOAD).zst
+	@set -e; for pkg in $$(go list ./...); do \
+	  list=$$(go test -list '^Fuzz' $$pkg) || { echo "$$list"; exit 1; }; \
+	  for f in $$(echo "$$list" | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
+	  done; \
+	done
+
+# What docs/performance.md is written from, as one table at the end. BENCH=Killed
+# runs those with that in their names; LUMBUNG_BENCH_MIB=64 makes all smaller.
+bench: build
+	go run ./docs/bench $(BENCH)
+
+# Renters on other systems need no cgo and no sandbox.
+cross:
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build -o /dev/null ./cmd/lumbung
+	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go build -o /dev/null ./cmd/lumbung
+	CGO_ENABLED=0 GOOS=windows GOARCH=amd64 go build -o /dev/null ./cmd/lumbung
+
+generate:
+	cd protocol && go run ./gen
+	go test ./node/api -run OpenAPI -update
+
+# go.mod lists nothing unused.
+fresh:
+	go mod tidy -diff
+
+clean:
+	rm -rf $(BUILD) out job/sandbox/payload
