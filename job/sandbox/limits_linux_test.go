@@ -25,7 +25,7 @@ func TestTimeLimit(t *testing.T) {
 	s.RunLimit = 500 * time.Millisecond
 	x, _ := e.run(s)
 	wantExceeded(t, x, LimitTime, CodeTimeout, true)
-	if ran := x.Ended.Sub(x.Started); ran < s.RunLimit || ran > s.RunLimit+3*time.Second {
+	if ran := x.Ended.Sub(x.Started); ran < s.RunLimit || ran > s.RunLimit+time.Minute {
 		t.Errorf("it ran %s", ran)
 	}
 }

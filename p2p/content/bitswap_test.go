@@ -116,7 +116,7 @@ func TestPullFails(t *testing.T) {
 				return nil, false
 			}
 			return whole(c, data)
-		}, PullOptions{Idle: 50 * time.Millisecond}, ErrUnavailable},
+		}, PullOptions{Idle: 2 * time.Second}, ErrUnavailable},
 		"has nothing": {rawRef([]byte("nobody has this")).cid(), whole, PullOptions{Idle: 50 * time.Millisecond}, ErrUnavailable},
 		"too much":    {folder, whole, PullOptions{MaxBytes: 1 << 20}, ErrTooLarge},
 		"hash":        {cid.NewCidV1(cid.Raw, sha3), whole, PullOptions{}, ErrUnsupportedCID},

@@ -461,13 +461,13 @@ func TestServeLimits(t *testing.T) {
 	src, image, _ := exchangeSample(t)
 	n := newTestNet(t)
 	o := quickOptions
-	o.Slots, o.SlotsPerPeer, o.Idle = 1, 1, 2*time.Second // longer than it takes to refuse the second
+	o.Slots, o.SlotsPerPeer, o.Idle = 1, 1, 5*time.Second // longer than it takes to refuse the second
 	n.honest("a", src, o, nil)
 	open := func() *bufio.Reader {
 		st, err := n.OpenContent(t.Context(), "a", ProtocolGet)
 		noErr(t, err)
 		t.Cleanup(func() { _ = st.Close() })
-		noErr(t, st.SetDeadline(time.Now().Add(10*time.Second)))
+		noErr(t, st.SetDeadline(time.Now().Add(time.Minute)))
 		r, err := refOf(image)
 		noErr(t, err)
 		_, err = st.Write(appendAsk(nil, []ref{r}))

@@ -18,7 +18,7 @@ func askHave(t *testing.T, n *testNet, to string, root cid.Cid) holding {
 	st, err := n.OpenContent(t.Context(), to, ProtocolHave)
 	noErr(t, err)
 	defer func() { _ = st.Reset() }()
-	noErr(t, st.SetDeadline(time.Now().Add(10*time.Second)))
+	noErr(t, st.SetDeadline(time.Now().Add(time.Minute)))
 	r, err := refOf(root)
 	noErr(t, err)
 	_, err = st.Write(appendCID(nil, r))
