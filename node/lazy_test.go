@@ -291,7 +291,7 @@ func TestArrivalEndsWithItsLease(t *testing.T) {
 	w := newLazyWorld(t)
 	root := w.image("image")
 	w.gate.limit(0)
-	early, err := w.begin(root, w.plan(), 3*time.Second)
+	early, err := w.begin(root, w.plan(), 8*time.Second) // several times the exchange's patience
 	if early || err == nil {
 		t.Errorf("%v %v", early, err)
 	}
