@@ -195,7 +195,11 @@ func TestCatHasAMeter(t *testing.T) {
 	}
 	n.catting = func(w io.Writer) error {
 		shows("cat: fetching   25%  1.0 MB / 4.0 MB")
-		if _, err := w.Write(n.file[:3_000_000]); err != nil {
+		if _, err := w.Write(n.file[:1_000_000]); err != nil {
+			return err
+		}
+		shows("cat   25%  1.0 MB / 4.0 MB")
+		if _, err := w.Write(n.file[1_000_000:3_000_000]); err != nil { // time has passed since: there is a rate
 			return err
 		}
 		shows("cat   75%  3.0 MB / 4.0 MB  ")
