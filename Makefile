@@ -70,7 +70,10 @@ test: need-cc $(PAYLOAD).zst
 	go test -tags $(TAGS) ./...
 
 race: need-cc $(PAYLOAD).zst
-	go test -race -tags $(TAGS) -timeout 25m ./...
+	go test -race -tags $(TAGS) -timeout 25m $$(go list ./... | grep -v /lumbung/job$$)
+	@# On one processor: the race detector itself crashes where timers of a synctest
+	@# bubble fire on two at once (golang/go#78156). It sees races all the same.
+	go test -race -cpu 1 -timeout 25m ./job
 
 e2e: build
 	go test -tags "$(TAGS) e2e" -count 1 -timeout 20m ./cmd/lumbung

@@ -163,9 +163,10 @@ func wholeLog(t testing.TB, text string, count int) {
 	}
 }
 
-// ran lists the leases of a job that came to run.
+// ran lists the leases of a job that came to run. Of one that ended while its
+// renter was away the renter knows only for how long.
 func ran(d client.JobDetail) []client.Contract {
-	return slices.DeleteFunc(slices.Clone(d.Contracts), func(c client.Contract) bool { return c.RunningAt.IsZero() })
+	return slices.DeleteFunc(slices.Clone(d.Contracts), func(c client.Contract) bool { return c.RunningAt.IsZero() && c.UsageMs == 0 })
 }
 
 // by is the provider of a peer id.
