@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -61,8 +62,33 @@ func newIPFSNode(t *testing.T) *ipfsNode {
 			t.Error(err)
 		}
 	})
+	tellsOfBitswap(t, h)
 	service := blockservice.New(kept, swap)
 	return &ipfsNode{Host: h, blocks: &service, service: merkledag.NewDAGService(service)}
+}
+
+// tellsOfBitswap waits until a host tells those it meets that it speaks bitswap.
+// That follows its handlers after a moment, in which it would be taken for one
+// that does not.
+func tellsOfBitswap(t *testing.T, h host.Host) {
+	t.Helper()
+	probe, err := libp2p.New(libp2p.NoListenAddrs, libp2p.DisableRelay())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = probe.Close() }()
+	if err := probe.Connect(t.Context(), peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	for ; ; runtime.Gosched() {
+		got, err := probe.Peerstore().SupportsProtocols(h.ID(), bsnet.ProtocolBitswap)
+		if err != nil || t.Context().Err() != nil {
+			t.Fatal("a host does not tell that it speaks bitswap", err)
+		}
+		if len(got) > 0 {
+			return
+		}
+	}
 }
 
 // meets connects an IPFS node to one of ours.

@@ -140,8 +140,9 @@ func (h *Host) adopt(e event.EvtPeerIdentificationCompleted) bool {
 		return true
 	}
 	h.cfg.Log.Debug("too many IPFS nodes are connected", "peer", e.Peer, "most", b.most)
-	if err := h.host.Network().ClosePeer(e.Peer); err != nil {
-		h.cfg.Log.Debug("close the peer's connections", "peer", e.Peer, "err", err)
+	// This connection alone: by now the peer may have been asked for, over another.
+	if err := e.Conn.Close(); err != nil {
+		h.cfg.Log.Debug("close the peer's connection", "peer", e.Peer, "err", err)
 	}
 	return true
 }

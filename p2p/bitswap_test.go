@@ -52,7 +52,31 @@ func ipfsPeer(t *testing.T, has ...blocks.Block) (host.Host, *bitswap.Bitswap) {
 	}
 	swap := bitswap.New(context.WithoutCancel(t.Context()), bsnet.NewFromIpfsHost(h), nil, kept)
 	t.Cleanup(func() { _ = swap.Close() })
+	tellsOfBitswap(t, h)
 	return h, swap
+}
+
+// tellsOfBitswap waits until a host tells those it meets that it speaks bitswap.
+// That follows its handlers after a moment, in which it would be taken for one
+// that does not.
+func tellsOfBitswap(t *testing.T, h host.Host) {
+	t.Helper()
+	probe := plainHost(t)
+	if err := probe.Connect(limited(t), infoOf(h)); err != nil {
+		t.Fatal(err)
+	}
+	for ctx := limited(t); ; runtime.Gosched() {
+		got, err := probe.Peerstore().SupportsProtocols(h.ID(), bitswapIDs...)
+		if err != nil || ctx.Err() != nil {
+			t.Fatal("a host does not tell that it speaks bitswap", err)
+		}
+		if len(got) == len(bitswapIDs) {
+			break
+		}
+	}
+	if err := probe.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func infoOf(h host.Host) peer.AddrInfo { return peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()} }
@@ -81,6 +105,12 @@ func TestBitswapBothWays(t *testing.T) {
 	got, err := swap.GetBlock(limited(t), ours.Cid())
 	if err != nil || !bytes.Equal(got.RawData(), ours.RawData()) {
 		t.Fatalf("an IPFS node got %v, %v", got, err)
+	}
+	for ctx := limited(t); len(b.Connected()) == 0; { // it may have the block before we know what it is
+		if ctx.Err() != nil {
+			t.Fatal("an IPFS node is not known as connected")
+		}
+		runtime.Gosched()
 	}
 	if list := b.Connected(); len(list) != 1 || list[0].ID != ipfs.ID() {
 		t.Errorf("connected are %v", list)
@@ -177,6 +207,7 @@ func TestAskEndsWithItsPeers(t *testing.T) {
 	for _, id := range bitswapIDs {
 		mute.SetStreamHandler(id, func(st network.Stream) { _, _ = io.Copy(io.Discard, st) })
 	}
+	tellsOfBitswap(t, mute)
 	if ask, err = b.Ask(limited(t), absent, []peer.AddrInfo{infoOf(mute)}); err != nil {
 		t.Fatal(err)
 	}
@@ -312,6 +343,7 @@ func TestBitswapRefusesLongMessages(t *testing.T) {
 	for _, id := range bitswapIDs {
 		other.SetStreamHandler(id, func(st network.Stream) { _ = st.Reset() })
 	}
+	tellsOfBitswap(t, other)
 	if err := other.Connect(limited(t), peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}); err != nil {
 		t.Fatal(err)
 	}
@@ -336,6 +368,7 @@ func TestBitswapWantsAreBounded(t *testing.T) {
 	heard := make(chan bsmsg.BitSwapMessage, 64)
 	net.Start(hearing{heard})
 	t.Cleanup(net.Stop)
+	tellsOfBitswap(t, other)
 	if err := other.Connect(limited(t), peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}); err != nil {
 		t.Fatal(err)
 	}

@@ -156,8 +156,8 @@ func transferShown(t *testing.T, to, from *testNode, size uint64) {
 		dir   string
 		words string
 	}{
-		{to, "in", `(?m)^fetching +bafy\S+ from 1 peer: [0-9.]+ MB of [0-9.]+ MB, [0-9.]+ MB/s, [0-9hms]+ left$`},
-		{from, "out", `(?m)^serving +bafy\S+ to ` + regexp.QuoteMeta(peerText(to.id.PeerID)) + `: [0-9.]+ MB, [0-9.]+ MB/s$`},
+		{to, "in", `(?m)^fetching +bafy\S+ from 1 peer: [0-9.]+ MB of [0-9.]+ MB, [0-9.]+ [kM]?B/s, [0-9hms]+ left$`},
+		{from, "out", `(?m)^serving +bafy\S+ to ` + regexp.QuoteMeta(peerText(to.id.PeerID)) + `: [0-9.]+ MB, [0-9.]+ [kM]?B/s$`},
 	} {
 		var moving []client.Transfer
 		for _, x := range decode[client.Status](t, c.n.ok(t, "status", "-o", "json")).Transfers {
