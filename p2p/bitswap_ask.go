@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	bsclient "github.com/ipfs/boxo/bitswap/client"
@@ -115,6 +116,10 @@ func (a *Ask) connectTo(p peer.AddrInfo) error {
 	}
 	if ok, err := a.b.h.host.Peerstore().SupportsProtocols(p.ID, bitswapIDs...); err != nil || len(ok) == 0 {
 		return fmt.Errorf("peer %s does not speak bitswap, so it is no IPFS node that gives blocks: %w", p.ID, errors.Join(ErrUnreachable, err))
+	}
+	// What it told of itself may be heard of only when the invitation is over.
+	if v, err := a.b.h.host.Peerstore().Get(p.ID, "ProtocolVersion"); err == nil && !strings.HasPrefix(fmt.Sprint(v), versionPrefix) {
+		a.b.welcome(p.ID)
 	}
 	return nil
 }
