@@ -31,6 +31,7 @@ type execution struct {
 	c      Contract
 	stop   context.CancelFunc // ends fetching or preparing; nil outside of them
 	gaveUp string             // why this provider itself ended the work
+	ailing string             // what was wrong with a card of it, and did not end it
 
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
@@ -386,6 +387,9 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 		end.ProviderFault = exit.Source == sandbox.SourceSandbox && exit.Code == sandbox.CodeSandbox
 		if end.Reason == "" {
 			end.Reason = fmt.Sprintf("exit code %d", exit.Code)
+		}
+		if e.ailing != "" {
+			end.Reason += "; meanwhile " + e.ailing
 		}
 	}
 	if end.Exceeded != nil && end.Exceeded.Limit == "budget" {

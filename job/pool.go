@@ -38,7 +38,8 @@ type Reservation struct {
 // lock guards it, so concurrent awards see one another.
 type Pool struct {
 	mu    sync.Mutex
-	total Capacity
+	total Capacity  // its cards are those that can be let
+	cards []gpu.GPU // all there are, or were
 	held  map[string]Reservation
 	idle  map[string]time.Time // renters whose bids hold nothing until then
 }
@@ -52,11 +53,54 @@ const (
 
 // NewPool makes the pool of a capacity.
 func NewPool(total Capacity) *Pool {
-	return &Pool{total: total, held: map[string]Reservation{}, idle: map[string]time.Time{}}
+	p := &Pool{total: total, cards: total.GPUs, held: map[string]Reservation{}, idle: map[string]time.Time{}}
+	p.total.GPUs = gpu.Let(p.cards)
+	return p
 }
 
-// Total is all there is.
-func (p *Pool) Total() Capacity { return p.total }
+// Total is all that can be let, reserved or not.
+func (p *Pool) Total() Capacity {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
+// SetCards says what is known of all cards now: those with trouble are not let,
+// and what holds them keeps its hold. A card that is left out is gone.
+func (p *Pool) SetCards(cards []gpu.GPU) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cards, p.total.GPUs = cards, gpu.Let(cards)
+}
+
+// Cards are all cards, those that cannot be let too.
+func (p *Pool) Cards() []gpu.GPU {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cards
+}
+
+// Card is what is known of a card; false when there is none of that UUID.
+func (p *Pool) Card(uuid string) (gpu.GPU, bool) {
+	cards := p.Cards()
+	i := slices.IndexFunc(cards, func(g gpu.GPU) bool { return g.UUID == uuid })
+	if i < 0 {
+		return gpu.GPU{}, false
+	}
+	return cards[i], true
+}
+
+// Leased reports whether a lease holds a card.
+func (p *Pool) Leased(uuid string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.held {
+		if r.Until.IsZero() && slices.Contains(r.GPUs, uuid) {
+			return true
+		}
+	}
+	return false
+}
 
 // Free is what is neither reserved hard nor, when soft is set, softly.
 func (p *Pool) Free(now time.Time, soft bool) Capacity {

@@ -258,6 +258,7 @@ func (p *Provider) start(e *execution) bool {
 	}
 	p.runs[e.lease.ID()] = e
 	e.ctx = p.ctx
+	defer e.checkCards() // one may have gone since it was reserved
 	p.group.Go(func() {
 		e.run(e.ctx)
 		if e.ctx.Err() == nil {

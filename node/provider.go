@@ -112,7 +112,7 @@ func (n *Node) capacity() (job.Capacity, error) {
 	if err != nil {
 		n.log.Info("no GPU is sold", "why", err)
 	}
-	c.GPUs = cards
+	c.GPUs = gpu.Let(cards)
 	return c, nil
 }
 

@@ -227,7 +227,14 @@ func checkGPUs(cfg node.Config) []client.Finding {
 		if g.CUDA != "" {
 			detail += ", CUDA " + g.CUDA
 		}
-		out = append(out, client.Finding{Level: levelOK, What: "GPU", Detail: detail})
+		if g.Health.Celsius > 0 {
+			detail += fmt.Sprintf(", %d °C", g.Health.Celsius)
+		}
+		f := client.Finding{Level: levelOK, What: "GPU", Detail: detail}
+		if t := g.Trouble; !t.None() {
+			f.Level, f.Detail, f.Remedy = levelWarn, detail+": "+t.Text, "it is not let until that is over"
+		}
+		out = append(out, f)
 	}
 	if err != nil {
 		out = append(out, client.Finding{Level: levelWarn, What: "GPU", Detail: err.Error(), Remedy: "nvidia-smi tells more"})
