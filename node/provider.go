@@ -27,6 +27,10 @@ type providerRole struct {
 	sandbox string // what runs containers, or why nothing can
 	changed chan struct{}
 
+	// watch is gpu.Watch.
+	watch    func(ctx context.Context, o gpu.WatchOptions, changed, seen func([]gpu.GPU)) error
+	measured cardMetrics
+
 	mu  sync.Mutex
 	seq uint64 // of the last capacity record
 }
@@ -38,7 +42,7 @@ const (
 )
 
 func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
-	role := &providerRole{n: n, changed: make(chan struct{}, 1)}
+	role := &providerRole{n: n, changed: make(chan struct{}, 1), watch: gpu.Watch}
 	capacity, err := n.capacity()
 	if err != nil {
 		return nil, err
@@ -60,6 +64,7 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 		n.log.Warn("this provider can run nothing", "why", role.sandbox)
 	}
 	role.Provider = job.NewProvider(cfg)
+	role.measured.set(capacity.GPUs)
 	return role, nil
 }
 
@@ -112,7 +117,7 @@ func (n *Node) capacity() (job.Capacity, error) {
 	if err != nil {
 		n.log.Info("no GPU is sold", "why", err)
 	}
-	c.GPUs = gpu.Let(cards)
+	c.GPUs = cards
 	return c, nil
 }
 
@@ -189,6 +194,7 @@ func (r *providerRole) run(ctx context.Context) error {
 	r.n.arrivals.start(ctx)
 	group.Go(func() error { return r.n.arrivals.run(ctx) })
 	group.Go(func() error { return r.Run(ctx) })
+	group.Go(func() error { return r.watchCards(ctx) })
 	group.Go(func() error { return r.listen(ctx) })
 	group.Go(func() error { return r.readvertise(ctx) })
 	return group.Wait()
@@ -290,9 +296,11 @@ func (r *providerRole) nextSeq(now time.Time) uint64 {
 	return r.seq
 }
 
+// classes are what is listened for: also those of cards that cannot be let just
+// now.
 func (r *providerRole) classes() []string {
 	total := r.Pool.Total()
-	return protocol.ClassesOf(&protocol.Capacity{CpuMillis: total.CPUMillis, Gpus: gpuRecords(total.GPUs, nil, r.Pricing())})
+	return protocol.ClassesOf(&protocol.Capacity{CpuMillis: total.CPUMillis, Gpus: gpuRecords(r.Pool.Cards(), nil, r.Pricing())})
 }
 
 // gpuRecords counts cards of one model together.
