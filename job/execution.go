@@ -238,6 +238,9 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 		return sandbox.Spec{}, fmt.Errorf("unpack the image: %w", err)
 	}
 	spec := e.spec(rootfs, info)
+	if err := e.passCards(ctx, &spec); err != nil {
+		return spec, err
+	}
 	if err := os.MkdirAll(e.dir(), 0o755); err != nil {
 		return spec, fault("make the job's folder: %w", err)
 	}

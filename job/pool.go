@@ -159,12 +159,25 @@ func matching(cards []gpu.GPU, r *protocol.Resources) []gpu.GPU {
 		if len(r.GetGpuModels()) > 0 && !slices.Contains(r.GetGpuModels(), g.Model) {
 			continue
 		}
-		if g.VRAMBytes < r.GetGpuVramBytes() {
+		if g.VRAMBytes < r.GetGpuVramBytes() || !drives(g, r) {
 			continue
 		}
 		fit = append(fit, g)
 	}
 	return fit
+}
+
+// drives reports whether a card's driver is what a wish needs. A fake card has
+// none and does for everything.
+func drives(g gpu.GPU, r *protocol.Resources) bool {
+	if g.Fake {
+		return true
+	}
+	if r.GetGpuCuda() != "" && !gpu.AtLeast(g.CUDA, r.GetGpuCuda()) {
+		return false
+	}
+	require, err := gpu.ParseRequire(r.GetGpuRequire())
+	return err == nil && require.MetBy(g)
 }
 
 // cardsWanted is how many cards a wish takes from this provider.
@@ -180,6 +193,8 @@ func (c Capacity) lacks(r *protocol.Resources, cards int) protocol.Reason {
 	switch {
 	case cards > 0 && !anyModel(c.GPUs, r):
 		return protocol.Reason_REASON_GPU_MODEL
+	case cards > 0 && len(matching(c.GPUs, r)) == 0 && slices.ContainsFunc(c.GPUs, func(g gpu.GPU) bool { return g.VRAMBytes >= r.GetGpuVramBytes() && !drives(g, r) }):
+		return protocol.Reason_REASON_GPU_CUDA
 	case cards > 0 && len(matching(c.GPUs, r)) == 0:
 		return protocol.Reason_REASON_GPU_VRAM
 	case len(matching(c.GPUs, r)) < cards:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +20,7 @@ func (r *providerRole) watchCards(ctx context.Context) error {
 		return nil
 	}
 	err := r.watch(ctx, gpu.WatchOptions{Ours: r.ours, Log: r.n.log, Now: r.n.now}, func(cards []gpu.GPU) {
+		cards = r.sealer.seal(ctx, cards, r.n.log)
 		r.tellCards(ctx, r.Pool.Cards(), cards)
 		r.SetCards(cards)
 	}, r.measured.set)
@@ -25,6 +28,40 @@ func (r *providerRole) watchCards(ctx context.Context) error {
 		r.n.log.Error("the cards are not watched", "err", err)
 	}
 	return nil
+}
+
+// sealer notes which cards cannot be passed into a container.
+type sealer struct {
+	drivers func(context.Context) ([]string, error) // that the sandbox knows; nil where there is none
+	passed  map[string]bool                         // by UUID and driver: what was tried and went well
+}
+
+// seal is gpu.Seal with what this machine's sandbox can do. It is not called by
+// two at a time.
+func (s *sealer) seal(ctx context.Context, cards []gpu.GPU, log *slog.Logger) []gpu.GPU {
+	if s.drivers == nil || !slices.ContainsFunc(cards, func(g gpu.GPU) bool { return !g.Fake }) {
+		return cards
+	}
+	drivers, err := s.drivers(ctx)
+	if err != nil {
+		log.Error("no card can be passed into a container", "err", err)
+	}
+	driverOf := map[string]string{}
+	for _, g := range cards {
+		driverOf[g.UUID] = g.Driver
+	}
+	if s.passed == nil {
+		s.passed = map[string]bool{}
+	}
+	return gpu.Seal(cards, drivers, func(uuid string) error {
+		key := uuid + " " + driverOf[uuid]
+		if s.passed[key] {
+			return nil
+		}
+		err := gpu.Try(uuid)
+		s.passed[key] = err == nil
+		return err
+	})
 }
 
 // tellCards leaves events of cards that have left the offers, or come back.

@@ -30,6 +30,7 @@ type providerRole struct {
 	// watch is gpu.Watch.
 	watch    func(ctx context.Context, o gpu.WatchOptions, changed, seen func([]gpu.GPU)) error
 	measured cardMetrics
+	sealer   sealer
 
 	mu  sync.Mutex
 	seq uint64 // of the last capacity record
@@ -53,7 +54,10 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	}
 	cfg := job.ProviderConfig{
 		Signer: n.signer, Keys: n.keys, Store: n.db, Net: market{n.host}, Content: providerContent{n}, Dir: filepath.Join(n.cfg.Home, "jobs"),
-		Pool: job.NewPool(capacity), Prices: prices, State: n.providerState(ctx),
+		Pass: func(_ context.Context, cards, capabilities []string) (gpu.Passage, error) {
+			return gpu.Pass(cards, capabilities)
+		},
+		Prices: prices, State: n.providerState(ctx),
 		Platform: "linux/" + runtime.GOARCH, Changed: role.nudge, FetchRate: n.link.rate, Now: n.now, Log: n.log,
 	}
 	if cfg.Caches, err = n.openCaches(); err != nil {
@@ -63,6 +67,11 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	if cfg.Sandbox == nil {
 		n.log.Warn("this provider can run nothing", "why", role.sandbox)
 	}
+	if c, ok := cfg.Sandbox.(containers); ok {
+		role.sealer.drivers = c.Drivers
+	}
+	capacity.GPUs = role.sealer.seal(ctx, capacity.GPUs, n.log)
+	cfg.Pool = job.NewPool(capacity)
 	role.Provider = job.NewProvider(cfg)
 	role.measured.set(capacity.GPUs)
 	return role, nil
@@ -310,7 +319,7 @@ func gpuRecords(total, free []gpu.GPU, prices job.Prices) []*protocol.GPU {
 	for _, g := range total {
 		rec := byModel[g.Model]
 		if rec == nil {
-			rec = &protocol.GPU{Model: g.Model, VramBytes: g.VRAMBytes, Driver: g.Driver, Cuda: g.CUDA, Fake: g.Fake, PricePerHour: prices.GPU}
+			rec = &protocol.GPU{Model: g.Model, VramBytes: g.VRAMBytes, Driver: g.Driver, Cuda: g.CUDA, Compute: g.Compute, Fake: g.Fake, PricePerHour: prices.GPU}
 			if price, ok := prices.Models[g.Model]; ok {
 				rec.PricePerHour = price
 			}
