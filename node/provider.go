@@ -126,6 +126,11 @@ func (n *Node) capacity() (job.Capacity, error) {
 	if err != nil {
 		n.log.Info("no GPU is sold", "why", err)
 	}
+	for i := range cards { // what uses them may be a container of ours; the watch knows
+		if cards[i].Trouble.Kind == gpu.KindForeign {
+			cards[i].Trouble = gpu.Trouble{}
+		}
+	}
 	c.GPUs = cards
 	return c, nil
 }

@@ -224,7 +224,7 @@ func checkGPUs(ctx context.Context, cfg node.Config) []client.Finding {
 	}
 	var out []client.Finding
 	for _, g := range cards {
-		detail := fmt.Sprintf("%s (%s), %s, driver %s", g.Model, g.Name, sizeText(g.VRAMBytes), g.Driver)
+		detail := fmt.Sprintf("%s (%s), %s, %s, driver %s", g.Model, g.Name, g.UUID, sizeText(g.VRAMBytes), g.Driver)
 		if g.CUDA != "" {
 			detail += ", CUDA " + g.CUDA
 		}

@@ -20,12 +20,15 @@ type observed struct {
 	xidAt   time.Time
 	hot     int // looks in a row
 	foreign int
+	absent  int
 }
 
 const (
 	// lasting is how many looks in a row heat or foreign use ends a job after; the
-	// offers lose the card with the first.
+	// offers lose the card with the first. absence is that of a card that is not
+	// listed: one list that the driver fails to give must not end all jobs.
 	lasting = 3
+	absence = 2
 	// cooled is by how many degrees a card must have cooled to be let again.
 	cooled = 5
 	// defaultSlowdown is taken for a card that does not say where it slows down.
@@ -60,7 +63,8 @@ func (o *observer) see(looked []GPU, now time.Time) []GPU {
 	for uuid, c := range o.known {
 		g := c.last
 		if !seen[uuid] {
-			g.Trouble = Trouble{Kind: KindVanished, Text: "the card is gone: the driver does not list it any more", Ends: true}
+			c.absent++
+			g.Trouble = Trouble{Kind: KindVanished, Text: "the card is gone: the driver does not list it any more", Ends: c.absent >= absence}
 		} else {
 			g.Health.LastXid = uint64(c.xid)
 			g.Trouble = c.judge(o.parent(g), now)
@@ -78,6 +82,7 @@ func (o *observer) see(looked []GPU, now time.Time) []GPU {
 func (o *observer) parent(g GPU) *observed { return o.known[g.Parent] }
 
 func (c *observed) look(g GPU) {
+	c.absent = 0
 	if g.Trouble.Ends && c.last.UUID != "" { // it says no more than that
 		c.last.Trouble = g.Trouble
 		return

@@ -121,7 +121,7 @@ func TestWatchLeavesAndReturns(t *testing.T) {
 		ends      bool // at once
 		lasting   bool // when it lasts
 	}{
-		"vanished": {func(s *cardState) { s.gone = true }, func(s *cardState) { s.gone = false }, KindVanished, "the driver does not list it", true, true},
+		"vanished": {func(s *cardState) { s.gone = true }, func(s *cardState) { s.gone = false }, KindVanished, "the driver does not list it", false, true},
 		"lost":     {func(s *cardState) { s.lost = true }, func(s *cardState) { s.lost = false }, KindVanished, "does not answer", true, true},
 		"hot":      {func(s *cardState) { s.health.Celsius = 90 }, func(s *cardState) { s.health.Celsius = 85 }, KindHeat, "90 °C hot and slows down at 90", false, true},
 		"used by somebody": {
