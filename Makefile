@@ -17,7 +17,7 @@ DEMO     ?=
 export CGO_CFLAGS := -Wno-deprecated-declarations
 export LUMBUNG_RUNSC := $(CURDIR)/$(RUNSC)
 
-.PHONY: all build payload tiles test race lint vuln fuzz bench e2e demo generate cross fresh clean
+.PHONY: all build payload tiles test race lint vuln fuzz bench e2e demo gpu-kit gpu-check generate cross fresh clean
 all: build
 
 # --- building ---------------------------------------------------------------
@@ -63,6 +63,20 @@ need-cc:
 demo: build
 	@mkdir -p out
 	$(BUILD)/lumbung demo --out out/demo.png $(DEMO)
+
+# All that a machine with an NVIDIA GPU and nothing else needs to be tried: one
+# folder, and a tar of it to take there. GPUCHECK=report keeps the report there.
+GPUKIT := $(BUILD)/gpu-check
+gpu-kit: build
+	@mkdir -p $(GPUKIT)
+	$${CC:-gcc} -std=gnu11 -Wall -O2 -DKERNELS='"examples/cuda/kernels/kernels.ptx"' -o $(GPUKIT)/cudacheck examples/cuda/cudacheck.c -ldl
+	examples/cuda/make-image $(GPUKIT)/cudacheck $(GPUKIT)/image
+	cp $(BUILD)/lumbung examples/cuda/gpu-check $(GPUKIT)/
+	tar -C $(BUILD) -cf $(GPUKIT).tar gpu-check
+
+gpu-check:
+	@test -x $(GPUKIT)/gpu-check || $(MAKE) gpu-kit
+	$(GPUKIT)/gpu-check $(GPUCHECK)
 
 # --- checking ---------------------------------------------------------------
 

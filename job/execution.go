@@ -31,6 +31,7 @@ type execution struct {
 	c      Contract
 	stop   context.CancelFunc // ends fetching or preparing; nil outside of them
 	gaveUp string             // why this provider itself ended the work
+	ailing string             // what was wrong with a card of it, and did not end it
 
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
@@ -237,6 +238,9 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 		return sandbox.Spec{}, fmt.Errorf("unpack the image: %w", err)
 	}
 	spec := e.spec(rootfs, info)
+	if err := e.passCards(ctx, &spec); err != nil {
+		return spec, err
+	}
 	if err := os.MkdirAll(e.dir(), 0o755); err != nil {
 		return spec, fault("make the job's folder: %w", err)
 	}
@@ -386,6 +390,9 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 		end.ProviderFault = exit.Source == sandbox.SourceSandbox && exit.Code == sandbox.CodeSandbox
 		if end.Reason == "" {
 			end.Reason = fmt.Sprintf("exit code %d", exit.Code)
+		}
+		if e.ailing != "" {
+			end.Reason += "; meanwhile " + e.ailing
 		}
 	}
 	if end.Exceeded != nil && end.Exceeded.Limit == "budget" {

@@ -453,6 +453,13 @@ var errNoImage = errors.New("no such image")
 
 func (l library) ResolveImage(_ context.Context, ref, _ string, _ func(Progress)) (ImageInfo, error) {
 	im := toolImage()
+	if ref == "cuda" || ref == "odd" {
+		im.Env = []string{"NVIDIA_REQUIRE_CUDA=cuda>=12.4 brand=tesla,driver>=535,driver<536"}
+		if ref == "odd" {
+			im.Env = []string{"NVIDIA_REQUIRE_CUDA=cuda is fine"}
+		}
+		return im, nil
+	}
 	if ref != im.Name && ref != "arm" {
 		return ImageInfo{}, errNoImage
 	}

@@ -38,7 +38,8 @@ type Reservation struct {
 // lock guards it, so concurrent awards see one another.
 type Pool struct {
 	mu    sync.Mutex
-	total Capacity
+	total Capacity  // its cards are those that can be let
+	cards []gpu.GPU // all there are, or were
 	held  map[string]Reservation
 	idle  map[string]time.Time // renters whose bids hold nothing until then
 }
@@ -52,11 +53,54 @@ const (
 
 // NewPool makes the pool of a capacity.
 func NewPool(total Capacity) *Pool {
-	return &Pool{total: total, held: map[string]Reservation{}, idle: map[string]time.Time{}}
+	p := &Pool{total: total, cards: total.GPUs, held: map[string]Reservation{}, idle: map[string]time.Time{}}
+	p.total.GPUs = gpu.Let(p.cards)
+	return p
 }
 
-// Total is all there is.
-func (p *Pool) Total() Capacity { return p.total }
+// Total is all that can be let, reserved or not.
+func (p *Pool) Total() Capacity {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
+// SetCards says what is known of all cards now: those with trouble are not let,
+// and what holds them keeps its hold. A card that is left out is gone.
+func (p *Pool) SetCards(cards []gpu.GPU) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cards, p.total.GPUs = cards, gpu.Let(cards)
+}
+
+// Cards are all cards, those that cannot be let too.
+func (p *Pool) Cards() []gpu.GPU {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cards
+}
+
+// Card is what is known of a card; false when there is none of that UUID.
+func (p *Pool) Card(uuid string) (gpu.GPU, bool) {
+	cards := p.Cards()
+	i := slices.IndexFunc(cards, func(g gpu.GPU) bool { return g.UUID == uuid })
+	if i < 0 {
+		return gpu.GPU{}, false
+	}
+	return cards[i], true
+}
+
+// Leased reports whether a lease holds a card.
+func (p *Pool) Leased(uuid string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.held {
+		if r.Until.IsZero() && slices.Contains(r.GPUs, uuid) {
+			return true
+		}
+	}
+	return false
+}
 
 // Free is what is neither reserved hard nor, when soft is set, softly.
 func (p *Pool) Free(now time.Time, soft bool) Capacity {
@@ -115,12 +159,25 @@ func matching(cards []gpu.GPU, r *protocol.Resources) []gpu.GPU {
 		if len(r.GetGpuModels()) > 0 && !slices.Contains(r.GetGpuModels(), g.Model) {
 			continue
 		}
-		if g.VRAMBytes < r.GetGpuVramBytes() {
+		if g.VRAMBytes < r.GetGpuVramBytes() || !drives(g, r) {
 			continue
 		}
 		fit = append(fit, g)
 	}
 	return fit
+}
+
+// drives reports whether a card's driver is what a wish needs. A fake card has
+// none and does for everything.
+func drives(g gpu.GPU, r *protocol.Resources) bool {
+	if g.Fake {
+		return true
+	}
+	if r.GetGpuCuda() != "" && !gpu.AtLeast(g.CUDA, r.GetGpuCuda()) {
+		return false
+	}
+	require, err := gpu.ParseRequire(r.GetGpuRequire())
+	return err == nil && require.MetBy(g)
 }
 
 // cardsWanted is how many cards a wish takes from this provider.
@@ -136,6 +193,8 @@ func (c Capacity) lacks(r *protocol.Resources, cards int) protocol.Reason {
 	switch {
 	case cards > 0 && !anyModel(c.GPUs, r):
 		return protocol.Reason_REASON_GPU_MODEL
+	case cards > 0 && len(matching(c.GPUs, r)) == 0 && slices.ContainsFunc(c.GPUs, func(g gpu.GPU) bool { return g.VRAMBytes >= r.GetGpuVramBytes() && !drives(g, r) }):
+		return protocol.Reason_REASON_GPU_CUDA
 	case cards > 0 && len(matching(c.GPUs, r)) == 0:
 		return protocol.Reason_REASON_GPU_VRAM
 	case len(matching(c.GPUs, r)) < cards:

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lumbung-net/lumbung/job/gpu"
 	"github.com/lumbung-net/lumbung/job/sandbox"
 	"github.com/lumbung-net/lumbung/protocol"
 )
@@ -38,15 +39,18 @@ const DefaultFetchRate = 50 << 20
 
 // ProviderConfig is what a provider is made of.
 type ProviderConfig struct {
-	Signer   *protocol.Signer
-	Keys     *Keys // of private jobs; nil takes none
-	Store    Store
-	Net      ProviderNetwork
-	Content  ProviderContent
-	Sandbox  Sandbox // nil when nothing can run here
-	Dir      string  // jobs' folders
-	Caches   *Caches // nil keeps none
-	Pool     *Pool
+	Signer  *protocol.Signer
+	Keys    *Keys // of private jobs; nil takes none
+	Store   Store
+	Net     ProviderNetwork
+	Content ProviderContent
+	Sandbox Sandbox // nil when nothing can run here
+	Dir     string  // jobs' folders
+	Caches  *Caches // nil keeps none
+	Pool    *Pool
+	// Pass makes what lets a container use cards that are not fake, given their
+	// UUIDs and the parts of the driver that are wanted; nil passes none.
+	Pass     func(ctx context.Context, cards, capabilities []string) (gpu.Passage, error)
 	Prices   Prices
 	State    string
 	Platform string // such as linux/amd64
@@ -258,6 +262,7 @@ func (p *Provider) start(e *execution) bool {
 	}
 	p.runs[e.lease.ID()] = e
 	e.ctx = p.ctx
+	defer e.checkCards() // one may have gone since it was reserved
 	p.group.Go(func() {
 		e.run(e.ctx)
 		if e.ctx.Err() == nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/lumbung-net/lumbung/job/gpu"
@@ -203,13 +202,14 @@ func (p *Provider) judge(o *protocol.Offer) (uint64, protocol.Reason) {
 	}
 	total := p.Pool.Total()
 	cards := total.cardsWanted(r)
-	if why := total.lacks(r, cards); why != protocol.Reason_REASON_UNSPECIFIED {
+	why := total.lacks(r, cards)
+	if cards > 0 {
+		why = p.passes(r, cards, why)
+	}
+	if why != protocol.Reason_REASON_UNSPECIFIED {
 		return 0, why
 	}
 	fit := matching(total.GPUs, r)
-	if slices.ContainsFunc(fit, func(g gpu.GPU) bool { return !g.Fake }) {
-		return 0, protocol.Reason_REASON_GPU_DEVICES
-	}
 	price := p.priceOf(r, fit, cards)
 	if limit := o.GetMaxPricePerHour(); limit > 0 && price > limit {
 		return price, protocol.Reason_REASON_PRICE

@@ -274,6 +274,12 @@ func (r *Renter) resolve(ctx context.Context, id string, spec Spec, dir string, 
 	if len(spec.Command)+len(im.Command)+len(im.Entrypoint) == 0 {
 		return nil, specErr("command: the image %s has none of its own, so the job must name one", spec.Image)
 	}
+	if spec.GPUs.Count > 0 || spec.GPUs.All {
+		spec.GPUs.Require = requireOf(im.Env, spec.Env)
+		if err := spec.GPUs.validate(); err != nil {
+			return nil, fmt.Errorf("image %s: %w", spec.Image, err)
+		}
+	}
 	j := &Job{
 		ID: id, Spec: spec, Dir: dir, State: JobQueued, Created: r.Now(), Image: im.ImageRef,
 		Spent: ledger.Units(Asset, 0),

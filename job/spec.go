@@ -58,6 +58,12 @@ type GPUWish struct {
 	All   bool     `json:"all,omitempty"`
 	Any   []string `json:"any,omitempty"`
 	VRAM  uint64   `json:"vram,omitempty"`
+	// CUDA is the least version that the driver must run, such as "12.4".
+	CUDA string `json:"cuda,omitempty"`
+	// Capabilities are parts of the driver; none is compute and utility.
+	Capabilities []string `json:"capabilities,omitempty"`
+	// Require is what the image asks of the driver, in NVIDIA_REQUIRE_CUDA.
+	Require string `json:"require,omitempty"`
 }
 
 // InputSpec is a file or folder of the renter, or a CID, that appears at To.
@@ -174,10 +180,8 @@ func (s Spec) Validate() error {
 	if s.GPUs.Count < 0 || s.GPUs.Count > 16 {
 		return specErr("gpus.count: %d is not between 0 and 16", s.GPUs.Count)
 	}
-	for _, m := range s.GPUs.Any {
-		if _, ok := protocol.FindModel(m); !ok {
-			return specErr("gpus.any: model %q is not known; `lumbung offers` shows the names", m)
-		}
+	if err := s.GPUs.validate(); err != nil {
+		return err
 	}
 	if s.Limits.Fetch < 0 || s.Limits.Run < 0 {
 		return specErr("limits: a time below zero")
@@ -301,5 +305,6 @@ func (s Spec) Resources() *protocol.Resources {
 		GpuModels:    s.GPUs.Any,
 		GpuVramBytes: s.GPUs.VRAM,
 		GpuAll:       s.GPUs.All,
+		GpuCuda:      s.GPUs.CUDA, GpuCapabilities: s.GPUs.Capabilities, GpuRequire: s.GPUs.Require,
 	}
 }

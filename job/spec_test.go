@@ -101,6 +101,7 @@ func TestParseGPUs(t *testing.T) {
 		"rtx4090:2": {Count: 2, Any: []string{"rtx4090"}}, "rtx4090:all": {All: true, Any: []string{"rtx4090"}},
 		"RTX4090,rtx3090,rtx4090:1": {Count: 1, Any: []string{"rtx4090", "rtx3090"}},
 		"vram>=24GB":                {Count: 1, VRAM: 24e9}, "vram>=24GB:2": {Count: 2, VRAM: 24e9}, "a100-40,vram>=40GB": {Count: 1, Any: []string{"a100-40"}, VRAM: 40e9},
+		"cuda>=12.4": {Count: 1, CUDA: "12.4"}, "h200,cuda>=13:2": {Count: 2, Any: []string{"h200"}, CUDA: "13"},
 	} {
 		if got, err := ParseGPUs(in); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q = %+v, %v; want %+v", in, got, err, want)
@@ -109,6 +110,7 @@ func TestParseGPUs(t *testing.T) {
 	for in, remedy := range map[string]string{
 		"": "vram>=24GB", "17": "", "-1": "", ":2": "", "rtx4090:": "", "rtx4090:x": "", "rtx4090:17": "", "rtx490": "did you mean rtx4090",
 		"vram>=": "", "vram>=0": "", "vram>24GB": "", "vram>=1GB,vram>=2GB": "", "rtx4090,,rtx3090": "", "nothing-like-it-at-all": "such as rtx4090",
+		"cuda>=": "cuda>=12.4", "cuda>=x": "", "cuda>12": "", "cuda>=12,cuda>=13": "",
 	} {
 		if got, err := ParseGPUs(in); err == nil || !strings.Contains(err.Error(), remedy) {
 			t.Errorf("%q = %+v, %v; want an error with %q", in, got, err, remedy)

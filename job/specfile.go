@@ -10,6 +10,7 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
+	"github.com/lumbung-net/lumbung/job/gpu"
 	"github.com/lumbung-net/lumbung/ledger"
 )
 
@@ -213,6 +214,27 @@ func (f *specFile) gpus(n ast.Node, at string) (GPUWish, error) {
 			})
 		},
 		"vram": scalar(f, &w.VRAM, positiveSize),
+		"cuda": scalar(f, &w.CUDA, func(text string) (string, error) {
+			if !gpu.IsVersion(text) {
+				return "", fmt.Errorf("%q is no version; write one such as \"12.4\"", text)
+			}
+			return text, nil
+		}),
+		"capabilities": func(n ast.Node, at string) error {
+			return f.list(n, at, func(n ast.Node, at string) error {
+				name, err := f.scalarText(n, at)
+				if err != nil {
+					return err
+				}
+				if err := knownCapability(name); err != nil {
+					return f.errAt(n, at, "%w", err)
+				}
+				if !slices.Contains(w.Capabilities, name) {
+					w.Capabilities = append(w.Capabilities, name)
+				}
+				return nil
+			})
+		},
 	})
 	return w, err
 }

@@ -90,9 +90,12 @@ func TestOtherWaysToWriteAJobFile(t *testing.T) {
 		"gpus: all":                      func(s Spec) bool { return s.GPUs.All && s.GPUs.Count == 0 },
 		"gpus: {count: all, vram: 24GB}": func(s Spec) bool { return s.GPUs.All && s.GPUs.VRAM == 24e9 },
 		"gpus: {any: [h100-80]}":         func(s Spec) bool { return s.GPUs.Count == 1 && s.GPUs.Any[0] == "h100-80" },
-		"cpus: 0.5":                      func(s Spec) bool { return s.CPUMillis == 500 },
-		"memory: 512m":                   func(s Spec) bool { return s.Memory == 512<<20 },
-		"disk: 1000000":                  func(s Spec) bool { return s.Disk == 1_000_000 },
+		"gpus: {cuda: \"12.4\", capabilities: [compute, video, video]}": func(s Spec) bool {
+			return s.GPUs.Count == 1 && s.GPUs.CUDA == "12.4" && reflect.DeepEqual(s.GPUs.Capabilities, []string{"compute", "video"})
+		},
+		"cpus: 0.5":     func(s Spec) bool { return s.CPUMillis == 500 },
+		"memory: 512m":  func(s Spec) bool { return s.Memory == 512<<20 },
+		"disk: 1000000": func(s Spec) bool { return s.Disk == 1_000_000 },
 		"env: {A: 1.50, B: true, C: x}": func(s Spec) bool {
 			return reflect.DeepEqual(s.Env, map[string]string{"A": "1.50", "B": "true", "C": "x"})
 		},
@@ -142,6 +145,9 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		head + "gpus: {any: [rtx4080x]}":                    `gpus.any[0]: GPU model "rtx4080x" is not known; did you mean rtx4080?`,
 		head + "gpus: {any: rtx4090}":                       "gpus.any: want a list, got a plain value",
 		head + "gpus: {count: 17}":                          `"17" is neither a number up to 16 nor all`,
+		head + "gpus: {cuda: newest}":                       `gpus.cuda: "newest" is no version`,
+		head + "gpus: {capabilities: [vidio]}":              `gpus.capabilities[0]: GPU capability "vidio" is not known; did you mean video?`,
+		head + "gpus: {capabilities: [profiling]}":          "take of compute, utility",
 		head + "gpus: nvidia":                               "is not known",
 		head + "array: {chunk: 2}":                          "array.range: missing",
 		head + "array: {range: 9-1}":                        "array.range: \"9-1\" ends before it begins",

@@ -24,7 +24,7 @@ func (n *Node) registerMetrics() {
 	}
 	p := n.provider
 	n.metrics.MustRegister(
-		gpuMetrics(p.Pool.Total().GPUs),
+		&p.measured,
 		gauge("provider_leases", "Leases under way as a provider.", func() float64 { return float64(len(p.Leases())) }),
 		gauge("provider_cpu_millis_free", "Thousandths of a core that are not reserved.", func() float64 { return float64(p.Pool.Free(n.now(), false).CPUMillis) }),
 		gauge("provider_memory_free_bytes", "Memory that is not reserved.", func() float64 { return float64(p.Pool.Free(n.now(), false).Memory) }),

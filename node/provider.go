@@ -27,6 +27,11 @@ type providerRole struct {
 	sandbox string // what runs containers, or why nothing can
 	changed chan struct{}
 
+	// watch is gpu.Watch.
+	watch    func(ctx context.Context, o gpu.WatchOptions, changed, seen func([]gpu.GPU)) error
+	measured cardMetrics
+	sealer   sealer
+
 	mu  sync.Mutex
 	seq uint64 // of the last capacity record
 }
@@ -38,7 +43,7 @@ const (
 )
 
 func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
-	role := &providerRole{n: n, changed: make(chan struct{}, 1)}
+	role := &providerRole{n: n, changed: make(chan struct{}, 1), watch: gpu.Watch}
 	capacity, err := n.capacity()
 	if err != nil {
 		return nil, err
@@ -49,7 +54,10 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	}
 	cfg := job.ProviderConfig{
 		Signer: n.signer, Keys: n.keys, Store: n.db, Net: market{n.host}, Content: providerContent{n}, Dir: filepath.Join(n.cfg.Home, "jobs"),
-		Pool: job.NewPool(capacity), Prices: prices, State: n.providerState(ctx),
+		Pass: func(_ context.Context, cards, capabilities []string) (gpu.Passage, error) {
+			return gpu.Pass(cards, capabilities)
+		},
+		Prices: prices, State: n.providerState(ctx),
 		Platform: "linux/" + runtime.GOARCH, Changed: role.nudge, FetchRate: n.link.rate, Now: n.now, Log: n.log,
 	}
 	if cfg.Caches, err = n.openCaches(); err != nil {
@@ -59,7 +67,13 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	if cfg.Sandbox == nil {
 		n.log.Warn("this provider can run nothing", "why", role.sandbox)
 	}
+	if c, ok := cfg.Sandbox.(containers); ok {
+		role.sealer.drivers = c.Drivers
+	}
+	capacity.GPUs = role.sealer.seal(ctx, capacity.GPUs, n.log)
+	cfg.Pool = job.NewPool(capacity)
 	role.Provider = job.NewProvider(cfg)
+	role.measured.set(capacity.GPUs)
 	return role, nil
 }
 
@@ -111,6 +125,11 @@ func (n *Node) capacity() (job.Capacity, error) {
 	cards, err := gpu.Inventory()
 	if err != nil {
 		n.log.Info("no GPU is sold", "why", err)
+	}
+	for i := range cards { // what uses them may be a container of ours; the watch knows
+		if cards[i].Trouble.Kind == gpu.KindForeign {
+			cards[i].Trouble = gpu.Trouble{}
+		}
 	}
 	c.GPUs = cards
 	return c, nil
@@ -189,6 +208,7 @@ func (r *providerRole) run(ctx context.Context) error {
 	r.n.arrivals.start(ctx)
 	group.Go(func() error { return r.n.arrivals.run(ctx) })
 	group.Go(func() error { return r.Run(ctx) })
+	group.Go(func() error { return r.watchCards(ctx) })
 	group.Go(func() error { return r.listen(ctx) })
 	group.Go(func() error { return r.readvertise(ctx) })
 	return group.Wait()
@@ -290,9 +310,11 @@ func (r *providerRole) nextSeq(now time.Time) uint64 {
 	return r.seq
 }
 
+// classes are what is listened for: also those of cards that cannot be let just
+// now.
 func (r *providerRole) classes() []string {
 	total := r.Pool.Total()
-	return protocol.ClassesOf(&protocol.Capacity{CpuMillis: total.CPUMillis, Gpus: gpuRecords(total.GPUs, nil, r.Pricing())})
+	return protocol.ClassesOf(&protocol.Capacity{CpuMillis: total.CPUMillis, Gpus: gpuRecords(r.Pool.Cards(), nil, r.Pricing())})
 }
 
 // gpuRecords counts cards of one model together.
@@ -302,7 +324,7 @@ func gpuRecords(total, free []gpu.GPU, prices job.Prices) []*protocol.GPU {
 	for _, g := range total {
 		rec := byModel[g.Model]
 		if rec == nil {
-			rec = &protocol.GPU{Model: g.Model, VramBytes: g.VRAMBytes, Driver: g.Driver, Cuda: g.CUDA, Fake: g.Fake, PricePerHour: prices.GPU}
+			rec = &protocol.GPU{Model: g.Model, VramBytes: g.VRAMBytes, Driver: g.Driver, Cuda: g.CUDA, Compute: g.Compute, Fake: g.Fake, PricePerHour: prices.GPU}
 			if price, ok := prices.Models[g.Model]; ok {
 				rec.PricePerHour = price
 			}

@@ -32,24 +32,26 @@ const (
 type Reason int32
 
 const (
-	Reason_REASON_UNSPECIFIED    Reason = 0
-	Reason_REASON_GPU_MODEL      Reason = 1
-	Reason_REASON_GPU_VRAM       Reason = 2
-	Reason_REASON_GPU_COUNT      Reason = 3
-	Reason_REASON_CPU            Reason = 4
-	Reason_REASON_MEMORY         Reason = 5
-	Reason_REASON_DISK           Reason = 6
-	Reason_REASON_PRICE          Reason = 7
-	Reason_REASON_BUSY           Reason = 8
-	Reason_REASON_PAUSED         Reason = 9
-	Reason_REASON_NETWORK_POLICY Reason = 10
-	Reason_REASON_PLATFORM       Reason = 11
-	Reason_REASON_ASSET          Reason = 12
-	Reason_REASON_LIMITS         Reason = 13
-	Reason_REASON_EXPIRED        Reason = 14
-	Reason_REASON_UNKNOWN_BID    Reason = 15
-	Reason_REASON_NO_SANDBOX     Reason = 16
-	Reason_REASON_GPU_DEVICES    Reason = 17
+	Reason_REASON_UNSPECIFIED      Reason = 0
+	Reason_REASON_GPU_MODEL        Reason = 1
+	Reason_REASON_GPU_VRAM         Reason = 2
+	Reason_REASON_GPU_COUNT        Reason = 3
+	Reason_REASON_CPU              Reason = 4
+	Reason_REASON_MEMORY           Reason = 5
+	Reason_REASON_DISK             Reason = 6
+	Reason_REASON_PRICE            Reason = 7
+	Reason_REASON_BUSY             Reason = 8
+	Reason_REASON_PAUSED           Reason = 9
+	Reason_REASON_NETWORK_POLICY   Reason = 10
+	Reason_REASON_PLATFORM         Reason = 11
+	Reason_REASON_ASSET            Reason = 12
+	Reason_REASON_LIMITS           Reason = 13
+	Reason_REASON_EXPIRED          Reason = 14
+	Reason_REASON_UNKNOWN_BID      Reason = 15
+	Reason_REASON_NO_SANDBOX       Reason = 16
+	Reason_REASON_GPU_DEVICES      Reason = 17
+	Reason_REASON_GPU_CUDA         Reason = 18
+	Reason_REASON_GPU_CAPABILITIES Reason = 19
 )
 
 // Enum value maps for Reason.
@@ -73,26 +75,30 @@ var (
 		15: "REASON_UNKNOWN_BID",
 		16: "REASON_NO_SANDBOX",
 		17: "REASON_GPU_DEVICES",
+		18: "REASON_GPU_CUDA",
+		19: "REASON_GPU_CAPABILITIES",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":    0,
-		"REASON_GPU_MODEL":      1,
-		"REASON_GPU_VRAM":       2,
-		"REASON_GPU_COUNT":      3,
-		"REASON_CPU":            4,
-		"REASON_MEMORY":         5,
-		"REASON_DISK":           6,
-		"REASON_PRICE":          7,
-		"REASON_BUSY":           8,
-		"REASON_PAUSED":         9,
-		"REASON_NETWORK_POLICY": 10,
-		"REASON_PLATFORM":       11,
-		"REASON_ASSET":          12,
-		"REASON_LIMITS":         13,
-		"REASON_EXPIRED":        14,
-		"REASON_UNKNOWN_BID":    15,
-		"REASON_NO_SANDBOX":     16,
-		"REASON_GPU_DEVICES":    17,
+		"REASON_UNSPECIFIED":      0,
+		"REASON_GPU_MODEL":        1,
+		"REASON_GPU_VRAM":         2,
+		"REASON_GPU_COUNT":        3,
+		"REASON_CPU":              4,
+		"REASON_MEMORY":           5,
+		"REASON_DISK":             6,
+		"REASON_PRICE":            7,
+		"REASON_BUSY":             8,
+		"REASON_PAUSED":           9,
+		"REASON_NETWORK_POLICY":   10,
+		"REASON_PLATFORM":         11,
+		"REASON_ASSET":            12,
+		"REASON_LIMITS":           13,
+		"REASON_EXPIRED":          14,
+		"REASON_UNKNOWN_BID":      15,
+		"REASON_NO_SANDBOX":       16,
+		"REASON_GPU_DEVICES":      17,
+		"REASON_GPU_CUDA":         18,
+		"REASON_GPU_CAPABILITIES": 19,
 	}
 )
 
@@ -301,6 +307,7 @@ type GPU struct {
 	Cuda          string                 `protobuf:"bytes,6,opt,name=cuda,proto3" json:"cuda,omitempty"`
 	Fake          bool                   `protobuf:"varint,7,opt,name=fake,proto3" json:"fake,omitempty"`
 	PricePerHour  uint64                 `protobuf:"varint,8,opt,name=price_per_hour,json=pricePerHour,proto3" json:"price_per_hour,omitempty"`
+	Compute       string                 `protobuf:"bytes,9,opt,name=compute,proto3" json:"compute,omitempty"` // compute capability
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,6 +396,13 @@ func (x *GPU) GetPricePerHour() uint64 {
 		return x.PricePerHour
 	}
 	return 0
+}
+
+func (x *GPU) GetCompute() string {
+	if x != nil {
+		return x.Compute
+	}
+	return ""
 }
 
 // Capacity is what a provider has and what is free now. The record with the
@@ -612,16 +626,19 @@ func (*CapacityQuery) Descriptor() ([]byte, []int) {
 
 // Resources is what one task needs.
 type Resources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	CpuMillis     uint32                 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	DiskBytes     uint64                 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	GpuCount      uint32                 `protobuf:"varint,4,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
-	GpuModels     []string               `protobuf:"bytes,5,rep,name=gpu_models,json=gpuModels,proto3" json:"gpu_models,omitempty"`
-	GpuVramBytes  uint64                 `protobuf:"varint,6,opt,name=gpu_vram_bytes,json=gpuVramBytes,proto3" json:"gpu_vram_bytes,omitempty"`
-	GpuAll        bool                   `protobuf:"varint,7,opt,name=gpu_all,json=gpuAll,proto3" json:"gpu_all,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CpuMillis       uint32                 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	MemoryBytes     uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes       uint64                 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	GpuCount        uint32                 `protobuf:"varint,4,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
+	GpuModels       []string               `protobuf:"bytes,5,rep,name=gpu_models,json=gpuModels,proto3" json:"gpu_models,omitempty"`
+	GpuVramBytes    uint64                 `protobuf:"varint,6,opt,name=gpu_vram_bytes,json=gpuVramBytes,proto3" json:"gpu_vram_bytes,omitempty"`
+	GpuAll          bool                   `protobuf:"varint,7,opt,name=gpu_all,json=gpuAll,proto3" json:"gpu_all,omitempty"`
+	GpuCuda         string                 `protobuf:"bytes,8,opt,name=gpu_cuda,json=gpuCuda,proto3" json:"gpu_cuda,omitempty"`                         // least CUDA version of the driver
+	GpuCapabilities []string               `protobuf:"bytes,9,rep,name=gpu_capabilities,json=gpuCapabilities,proto3" json:"gpu_capabilities,omitempty"` // parts of the driver, such as "video"
+	GpuRequire      string                 `protobuf:"bytes,10,opt,name=gpu_require,json=gpuRequire,proto3" json:"gpu_require,omitempty"`               // of the image's NVIDIA_REQUIRE_CUDA
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
@@ -701,6 +718,27 @@ func (x *Resources) GetGpuAll() bool {
 		return x.GpuAll
 	}
 	return false
+}
+
+func (x *Resources) GetGpuCuda() string {
+	if x != nil {
+		return x.GpuCuda
+	}
+	return ""
+}
+
+func (x *Resources) GetGpuCapabilities() []string {
+	if x != nil {
+		return x.GpuCapabilities
+	}
+	return nil
+}
+
+func (x *Resources) GetGpuRequire() string {
+	if x != nil {
+		return x.GpuRequire
+	}
+	return ""
 }
 
 // Image names an image by its content root and its OCI config digest.
@@ -2916,7 +2954,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x06Amount\x12\x14\n" +
 	"\x05asset\x18\x01 \x01(\tR\x05asset\x12\x0e\n" +
 	"\x02hi\x18\x02 \x01(\x04R\x02hi\x12\x0e\n" +
-	"\x02lo\x18\x03 \x01(\x04R\x02lo\"\xca\x01\n" +
+	"\x02lo\x18\x03 \x01(\x04R\x02lo\"\xe4\x01\n" +
 	"\x03GPU\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
@@ -2926,7 +2964,8 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x06driver\x18\x05 \x01(\tR\x06driver\x12\x12\n" +
 	"\x04cuda\x18\x06 \x01(\tR\x04cuda\x12\x12\n" +
 	"\x04fake\x18\a \x01(\bR\x04fake\x12$\n" +
-	"\x0eprice_per_hour\x18\b \x01(\x04R\fpricePerHour\"\xb7\x04\n" +
+	"\x0eprice_per_hour\x18\b \x01(\x04R\fpricePerHour\x12\x18\n" +
+	"\acompute\x18\t \x01(\tR\acompute\"\xb7\x04\n" +
 	"\bCapacity\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1b\n" +
 	"\tissued_ms\x18\x02 \x01(\x03R\bissuedMs\x12\x1d\n" +
@@ -2950,7 +2989,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05agent\x18\x10 \x01(\tR\x05agent\x12\x16\n" +
 	"\x06paused\x18\x11 \x01(\bR\x06paused\x12\x14\n" +
 	"\x05addrs\x18\x12 \x03(\fR\x05addrs\"\x0f\n" +
-	"\rCapacityQuery\"\xe7\x01\n" +
+	"\rCapacityQuery\"\xce\x02\n" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\rR\tcpuMillis\x12!\n" +
@@ -2961,7 +3000,12 @@ const file_lumbung_proto_rawDesc = "" +
 	"\n" +
 	"gpu_models\x18\x05 \x03(\tR\tgpuModels\x12$\n" +
 	"\x0egpu_vram_bytes\x18\x06 \x01(\x04R\fgpuVramBytes\x12\x17\n" +
-	"\agpu_all\x18\a \x01(\bR\x06gpuAll\"p\n" +
+	"\agpu_all\x18\a \x01(\bR\x06gpuAll\x12\x19\n" +
+	"\bgpu_cuda\x18\b \x01(\tR\agpuCuda\x12)\n" +
+	"\x10gpu_capabilities\x18\t \x03(\tR\x0fgpuCapabilities\x12\x1f\n" +
+	"\vgpu_require\x18\n" +
+	" \x01(\tR\n" +
+	"gpuRequire\"p\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12#\n" +
 	"\rconfig_sha256\x18\x02 \x01(\fR\fconfigSha256\x12\x12\n" +
@@ -3157,7 +3201,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x02of\x18\x01 \x01(\fR\x02of\"1\n" +
 	"\x04Ping\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x13\n" +
-	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs*\xfb\x02\n" +
+	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs*\xad\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10REASON_GPU_MODEL\x10\x01\x12\x13\n" +
@@ -3178,7 +3222,9 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x0eREASON_EXPIRED\x10\x0e\x12\x16\n" +
 	"\x12REASON_UNKNOWN_BID\x10\x0f\x12\x15\n" +
 	"\x11REASON_NO_SANDBOX\x10\x10\x12\x16\n" +
-	"\x12REASON_GPU_DEVICES\x10\x11*W\n" +
+	"\x12REASON_GPU_DEVICES\x10\x11\x12\x13\n" +
+	"\x0fREASON_GPU_CUDA\x10\x12\x12\x1b\n" +
+	"\x17REASON_GPU_CAPABILITIES\x10\x13*W\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_FETCHING\x10\x01\x12\x11\n" +

@@ -32,7 +32,7 @@ func (c *Capacity) Validate(now time.Time) error {
 		if g.GetFree() > g.GetCount() || g.GetCount() > 1024 {
 			return bad("%d of %d GPUs free", g.GetFree(), g.GetCount())
 		}
-		if err := first(needed("GPU model", g.GetModel(), 32), text("driver", g.GetDriver(), 32), text("cuda", g.GetCuda(), 16)); err != nil {
+		if err := first(needed("GPU model", g.GetModel(), 32), text("driver", g.GetDriver(), 32), text("cuda", g.GetCuda(), 16), text("compute capability", g.GetCompute(), 16)); err != nil {
 			return err
 		}
 	}

@@ -37,7 +37,7 @@ func sampleAddr() []byte { return []byte{4, 127, 0, 0, 1, 6, 0x12, 0xa9} } // /i
 func at(d time.Duration) int64 { return testNow.Add(d).UnixMilli() }
 
 func sampleResources() *Resources {
-	return &Resources{CpuMillis: 2500, MemoryBytes: 4 << 30, DiskBytes: 10 << 30, GpuCount: 1, GpuModels: []string{"rtx4090"}, GpuVramBytes: 24 * GB}
+	return &Resources{CpuMillis: 2500, MemoryBytes: 4 << 30, DiskBytes: 10 << 30, GpuCount: 1, GpuModels: []string{"rtx4090"}, GpuVramBytes: 24 * GB, GpuCuda: "12.4", GpuCapabilities: []string{"compute", "video"}, GpuRequire: "cuda>=12.4 brand=tesla,driver>=535"}
 }
 
 func sampleImage() *Image {
@@ -47,7 +47,7 @@ func sampleImage() *Image {
 func sampleCapacity() *Capacity {
 	return &Capacity{
 		Seq: 7, IssuedMs: at(0), ExpiresMs: at(20 * time.Minute), Classes: []string{"cpu", "gpu/nvidia/rtx4090", "vram/24"},
-		Gpus:      []*GPU{{Model: "rtx4090", Count: 2, Free: 1, VramBytes: 24 * GB, Driver: "570.1", Cuda: "12.8", Fake: true, PricePerHour: 400}},
+		Gpus:      []*GPU{{Model: "rtx4090", Count: 2, Free: 1, VramBytes: 24 * GB, Driver: "570.1", Cuda: "12.8", Fake: true, PricePerHour: 400, Compute: "8.9"}},
 		CpuMillis: 8000, CpuMillisFree: 6000, MemoryBytes: 32 << 30, MemoryBytesFree: 16 << 30, DiskBytes: 100 << 30, DiskBytesFree: 50 << 30,
 		Asset: "test", CpuPricePerHour: 10, Region: "eu", Reachability: "public", Agent: "lumbung/0.1", Addrs: [][]byte{sampleAddr()},
 	}

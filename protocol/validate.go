@@ -18,6 +18,7 @@ const (
 	maxAddrs     = 16
 	maxAddrLen   = 256
 	maxGPUs      = 16
+	maxRequire   = 2048
 	maxClasses   = 16
 	maxCommand   = 512
 	maxArg       = 32 << 10
@@ -190,6 +191,16 @@ func resources(r *Resources) error {
 		return bad("%d GPUs, over %d", r.GetGpuCount(), maxGPUs)
 	case len(r.GetGpuModels()) > maxClasses:
 		return bad("%d GPU models, over %d", len(r.GetGpuModels()), maxClasses)
+	case len(r.GetGpuCapabilities()) > maxGPUs:
+		return bad("%d GPU capabilities, over %d", len(r.GetGpuCapabilities()), maxGPUs)
+	}
+	for _, c := range r.GetGpuCapabilities() {
+		if err := needed("GPU capability", c, 32); err != nil {
+			return err
+		}
+	}
+	if err := first(text("least CUDA version", r.GetGpuCuda(), 16), text("GPU requirement", r.GetGpuRequire(), maxRequire)); err != nil {
+		return err
 	}
 	for _, m := range r.GetGpuModels() {
 		if err := needed("GPU model", m, 32); err != nil {

@@ -68,7 +68,7 @@ func (a *app) examine(ctx context.Context, cfg node.Config) []client.Finding {
 	if !provider {
 		return found
 	}
-	found = append(found, checkGPUs(cfg)...)
+	found = append(found, checkGPUs(ctx, cfg)...)
 	return append(found, checkSandbox(ctx, cfg)...)
 }
 
@@ -213,8 +213,9 @@ func checkClock(now time.Time) client.Finding {
 	return f
 }
 
-func checkGPUs(cfg node.Config) []client.Finding {
+func checkGPUs(ctx context.Context, cfg node.Config) []client.Finding {
 	cards, err := gpu.Inventory()
+	cards = sealed(ctx, cfg, cards)
 	if cfg.FakeGPU != "" {
 		cards, err = gpu.Fake(cfg.FakeGPU)
 	}
@@ -223,11 +224,18 @@ func checkGPUs(cfg node.Config) []client.Finding {
 	}
 	var out []client.Finding
 	for _, g := range cards {
-		detail := fmt.Sprintf("%s (%s), %s, driver %s", g.Model, g.Name, sizeText(g.VRAMBytes), g.Driver)
+		detail := fmt.Sprintf("%s (%s), %s, %s, driver %s", g.Model, g.Name, g.UUID, sizeText(g.VRAMBytes), g.Driver)
 		if g.CUDA != "" {
 			detail += ", CUDA " + g.CUDA
 		}
-		out = append(out, client.Finding{Level: levelOK, What: "GPU", Detail: detail})
+		if g.Health.Celsius > 0 {
+			detail += fmt.Sprintf(", %d °C", g.Health.Celsius)
+		}
+		f := client.Finding{Level: levelOK, What: "GPU", Detail: detail}
+		if t := g.Trouble; !t.None() {
+			f.Level, f.Detail, f.Remedy = levelWarn, detail+": "+t.Text, "it is not let until that is over"
+		}
+		out = append(out, f)
 	}
 	if err != nil {
 		out = append(out, client.Finding{Level: levelWarn, What: "GPU", Detail: err.Error(), Remedy: "nvidia-smi tells more"})
@@ -238,13 +246,33 @@ func checkGPUs(cfg node.Config) []client.Finding {
 	return out
 }
 
+// sealed notes which cards cannot be passed into a container.
+func sealed(ctx context.Context, cfg node.Config, cards []gpu.GPU) []gpu.GPU {
+	if len(cards) == 0 {
+		return cards
+	}
+	rt, err := sandbox.New(sandboxOptions(cfg))
+	if err != nil {
+		return cards // said with the sandbox
+	}
+	drivers, err := rt.Drivers(ctx)
+	if err != nil {
+		return cards
+	}
+	return gpu.Seal(cards, drivers, gpu.Try)
+}
+
+func sandboxOptions(cfg node.Config) sandbox.Options {
+	return sandbox.Options{
+		Dir: filepath.Join(cfg.Home, "sandbox"), RunscPath: cfg.Runsc, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
 func checkSandbox(ctx context.Context, cfg node.Config) []client.Finding {
 	if runtime.GOOS != "linux" {
 		return []client.Finding{{Level: levelFail, What: "sandbox", Detail: "containers run on Linux only", Remedy: "provide from a Linux machine; renting works here"}}
 	}
-	found := sandbox.Check(ctx, sandbox.Options{
-		Dir: filepath.Join(cfg.Home, "sandbox"), RunscPath: cfg.Runsc, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-	})
+	found := sandbox.Check(ctx, sandboxOptions(cfg))
 	var out []client.Finding
 	for _, s := range found {
 		f := client.Finding{Level: levelOK, What: "sandbox " + s.Name, Detail: s.How, Remedy: s.Remedy}

@@ -62,3 +62,9 @@ func largestWithin(family string, vram uint64) (string, bool) {
 }
 
 func cut(s string) string { return strings.TrimRight(s[:min(len(s), maxModel)], "-") }
+
+// instanceModel is the name of a MIG instance of a model: "a100-40-mig-1g-5gb"
+// for the profile 1g.5gb. It has no class of its own and is found by memory.
+func instanceModel(model, profile string) string {
+	return cut(model + "-mig-" + strings.ReplaceAll(profile, ".", "-"))
+}

@@ -9,13 +9,14 @@ package gpu
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/lumbung-net/lumbung/protocol"
 )
 
-// GPU is one card.
+// GPU is one card, or one MIG instance of a card that is split.
 type GPU struct {
 	UUID      string // names the card over restarts
 	Model     string // canonical, such as "rtx4090"; see Canonical
@@ -23,8 +24,64 @@ type GPU struct {
 	VRAMBytes uint64
 	Driver    string // version
 	CUDA      string // highest version that the driver runs, such as "12.4"
+	Compute   string // compute capability, such as "8.9"
+	Brand     string // product line, as NVIDIA_REQUIRE_CUDA names it: "tesla", "geforce"
 	Index     int    // position in the driver's order
+	Parent    string // of a MIG instance, the UUID of the card that it is part of
 	Fake      bool
+	Health    Health
+	Trouble   Trouble // why the card is not let now; the zero value is none
+}
+
+// Health is what the driver measured of a card. What it does not say is zero.
+type Health struct {
+	Celsius      uint32 // of the chip
+	SlowdownAt   uint32 // degrees Celsius from which the card slows itself down
+	Milliwatts   uint32
+	Utilization  uint32 // percent of the last sample
+	UsedBytes    uint64 // of its memory
+	Uncorrected  uint64 // ECC errors in memory since the driver was loaded
+	LastXid      uint64 // number of the last critical error, 0 for none
+	RowsPending  bool   // memory that is broken is taken out with the next reset
+	RowsFailed   bool   // memory that is broken could not be taken out
+	Foreign      uint32 // process ids that are not of our containers: how many
+	ForeignFirst uint32 // and the first of them
+}
+
+// Kinds of Trouble.
+const (
+	KindVanished = "vanished" // it is not listed any more, or does not answer
+	KindXid      = "xid"      // the driver reported a critical error
+	KindMemory   = "memory"   // broken memory
+	KindHeat     = "heat"
+	KindForeign  = "foreign" // somebody else uses it
+	KindSplit    = "split"   // MIG is on: its instances are let instead
+	KindDevices  = "devices" // it is well, but cannot be passed into a container
+)
+
+// Trouble is why a card is not let.
+type Trouble struct {
+	Kind string
+	Text string // one clause, without the card's name
+	// Ends says that a job on the card cannot go on.
+	Ends bool
+}
+
+// None reports whether the card can be let.
+func (t Trouble) None() bool { return t.Kind == "" }
+
+// Let are the cards that can be given to jobs.
+func Let(cards []GPU) []GPU {
+	return slices.DeleteFunc(slices.Clone(cards), func(g GPU) bool { return !g.Trouble.None() })
+}
+
+// Title names a card for people: model and the start of its UUID.
+func (g GPU) Title() string {
+	id := g.UUID
+	if n := strings.IndexByte(id, '-') + 1 + 8; !g.Fake && len(id) > n {
+		id = id[:n]
+	}
+	return g.Model + " " + id
 }
 
 // Why a machine shows no cards, or fewer than it has.

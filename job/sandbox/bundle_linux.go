@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -62,6 +63,10 @@ func ociSpec(dir string, s Spec, id identity, userNS bool) *specs.Spec {
 				{Type: specs.MountNamespace},
 			},
 		},
+	}
+	for _, n := range s.Devices.Nodes {
+		all := os.FileMode(0o666)
+		spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: n.Path, Type: "c", Major: n.Major, Minor: n.Minor, FileMode: &all})
 	}
 	if s.Arriving != "" {
 		spec.Annotations = lazyAnnotations(dir, s)
@@ -143,7 +148,7 @@ func ociMounts(s Spec) []specs.Mount {
 	if tmp {
 		mounts = append(mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmp", Options: []string{"nosuid", "nodev", "mode=1777", half}})
 	}
-	for _, m := range s.Mounts {
+	for _, m := range slices.Concat(s.Mounts, s.Devices.Files) {
 		options := []string{"rbind", "nosuid", "nodev", "rw"}
 		if m.ReadOnly {
 			options[3] = "ro"

@@ -42,6 +42,9 @@ func RemoveTree(dir string) error { return os.RemoveAll(dir) }
 // Ready fails with ErrNoRuntime.
 func (*Runtime) Ready(context.Context) (string, error) { return "", none() }
 
+// Drivers fails with ErrNoRuntime.
+func (*Runtime) Drivers(context.Context) ([]string, error) { return nil, none() }
+
 // Check says that there is no sandbox on this system.
 func (*Runtime) Check(ctx context.Context) []Finding { return Check(ctx, Options{}) }
 

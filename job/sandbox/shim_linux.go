@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -263,6 +264,9 @@ func (s *shim) runscArgs() []string {
 		"--control-rpc-stop-timeout=0", // our idle connection must not hold up its end
 		"--ignore-cgroups",             // the shim joined its own before
 		fmt.Sprintf("--overlay2=root:dir=%s,size=%d", filepath.Join(s.dir, dirUpper), s.plan.Spec.DiskBytes),
+	}
+	if d := s.plan.Spec.Devices; !d.none() {
+		args = append(args, "--nvproxy", "--nvproxy-allowed-driver-capabilities="+strings.Join(d.Capabilities, ","))
 	}
 	if s.plan.User && s.plan.UID == 0 {
 		args = append(args, "--rootless")

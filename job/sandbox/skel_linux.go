@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ func makeSkel(dir string, im *image, s Spec) error {
 	if err := k.folder("/"); err != nil {
 		return err
 	}
-	for _, m := range s.Mounts {
+	for _, m := range slices.Concat(s.Mounts, s.Devices.Files) {
 		info, err := os.Stat(m.Source)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Dest, err)
@@ -30,6 +31,11 @@ func makeSkel(dir string, im *image, s Spec) error {
 			return fmt.Errorf("%w: %s is neither a file nor a folder", ErrSpec, m.Source)
 		}
 		if err := k.mountPoint(m.Dest, info.IsDir()); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.Devices.Links {
+		if err := k.link(l); err != nil {
 			return err
 		}
 	}
@@ -71,6 +77,23 @@ func (k skel) mountPoint(dest string, isDir bool) error {
 		return err
 	}
 	return k.file(full, nil)
+}
+
+// link makes a symbolic link, over what the image has there; never over a mount
+// point.
+func (k skel) link(l Link) error {
+	_, dir, err := k.image.resolve(path.Dir(l.Path))
+	if err != nil {
+		return err
+	}
+	if err := k.folder(dir); err != nil {
+		return err
+	}
+	err = os.Symlink(l.Target, filepath.Join(k.dir, dir, path.Base(l.Path)))
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 func kind(isDir bool) string {

@@ -67,6 +67,7 @@ type Spec struct {
 	User     string  `json:"user,omitempty"`
 	Hostname string  `json:"hostname,omitempty"` // default: the id
 	Mounts   []Mount `json:"mounts,omitempty"`
+	Devices  Devices `json:"devices,omitzero"`
 
 	CPUMillis   int           `json:"cpu_millis"`    // thousandths of a CPU
 	MemoryBytes uint64        `json:"memory_bytes"`  // programs, /tmp and /dev/shm together
@@ -154,6 +155,9 @@ func (s Spec) Validate() error {
 		}
 	}
 	if err := s.validateLimits(bad); err != nil {
+		return err
+	}
+	if err := s.Devices.validate(bad); err != nil {
 		return err
 	}
 	return s.validateMounts(bad)
