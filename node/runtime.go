@@ -41,7 +41,7 @@ func (c containers) Waited(ctx context.Context, id string) time.Duration {
 
 func (c containers) Start(ctx context.Context, id string) error {
 	c.arrivals.supply(c.Runtime, id)
-	_, err := c.Runtime.Start(ctx, id)
+	_, err := c.Runtime.Start(ctx, id, nil)
 	return err
 }
 

@@ -63,6 +63,9 @@ func ociSpec(dir string, s Spec, id identity, userNS bool) *specs.Spec {
 			},
 		},
 	}
+	if s.Secrets {
+		spec.Mounts = append(spec.Mounts, secretsMount(dir))
+	}
 	if s.Arriving != "" {
 		spec.Annotations = lazyAnnotations(dir, s)
 	}
