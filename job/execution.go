@@ -303,6 +303,7 @@ func (e *execution) spec(rootfs string, info ImageInfo) sandbox.Spec {
 		CPUMillis: int(l.GetResources().GetCpuMillis()), MemoryBytes: l.GetResources().GetMemoryBytes(),
 		DiskBytes: l.GetResources().GetDiskBytes(), OutputBytes: l.GetLimits().GetOutputBytes(),
 		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: run,
+		Secrets: len(l.GetSpec().GetSealedSecrets()) > 0,
 	}
 }
 
@@ -314,8 +315,8 @@ func (c Contract) affordable() time.Duration {
 
 // begin starts the container; from here on it outlives this node.
 func (e *execution) begin(ctx context.Context) error {
-	if err := e.p.Sandbox.Start(ctx, e.containerID()); err != nil {
-		return fault("start the container: %w", err)
+	if err := e.startContainer(ctx); err != nil {
+		return err
 	}
 	e.mu.Lock()
 	e.stop = nil

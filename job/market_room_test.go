@@ -72,7 +72,7 @@ func TestLeaseBeyondItsOffer(t *testing.T) {
 				bid := must(protocol.Open[*protocol.Bid](testNet, answer.Msg.GetBid(), time.Now()))
 				change(&j.Spec)
 				on := Placement{On: Candidate{Peer: w.shops[0].id(), Bid: bid}}
-				lease := must(newActiveJob(r, j, nil).makeLease(j, &TaskRecord{Job: "j1"}, on, offer, ledger.Units(Asset, 100), time.Now()))
+				lease := must(newActiveJob(r, j, nil, nil).makeLease(j, &TaskRecord{Job: "j1"}, on, offer, ledger.Units(Asset, 100), time.Now()))
 				why, detail := p.judgeLease(lease, time.Now())
 				if what == "" && why != protocol.Reason_REASON_UNSPECIFIED {
 					t.Errorf("what was bid for is refused: %s %s", why, detail)

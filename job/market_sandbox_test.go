@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // machine is a provider's sandbox: containers are goroutines that follow the
@@ -30,6 +31,7 @@ type machine struct {
 	containers map[string]*container
 	gate       chan struct{}
 	started    []string // what ran, as job/task of their environment
+	given      []protocol.Secrets
 	group      sync.WaitGroup
 }
 
@@ -149,7 +151,7 @@ func (h hands) Prepare(ctx context.Context, spec sandbox.Spec) error {
 	return nil
 }
 
-func (h hands) Start(_ context.Context, id string) error {
+func (h hands) Start(_ context.Context, id string, secrets protocol.Secrets) error {
 	if err := h.ok(); err != nil {
 		return err
 	}
@@ -163,6 +165,12 @@ func (h hands) Start(_ context.Context, id string) error {
 		return sandbox.ErrNotFound
 	case c.state != "prepared":
 		return sandbox.ErrExists
+	}
+	if c.spec.Secrets != (len(secrets) > 0) {
+		return sandbox.ErrSpec
+	}
+	if len(secrets) > 0 {
+		h.given = append(h.given, secrets)
 	}
 	h.started = append(h.started, envOf(c.spec, varJob)+"/"+envOf(c.spec, varIndex))
 	c.state, c.exit.Started = "running", time.Now()

@@ -31,6 +31,7 @@ type memStore struct {
 	jobs      table
 	tasks     table
 	contracts table
+	secrets   map[string][]byte
 	order     map[string]int // of contracts and jobs, as they came
 	messages  map[protocol.MsgID][]Message
 	logs      map[protocol.MsgID][]LogRecord
@@ -45,7 +46,7 @@ type memStore struct {
 
 func newMemStore() *memStore {
 	return &memStore{
-		jobs: table{}, tasks: table{}, contracts: table{}, order: map[string]int{},
+		jobs: table{}, tasks: table{}, contracts: table{}, secrets: map[string][]byte{}, order: map[string]int{},
 		messages: map[protocol.MsgID][]Message{}, logs: map[protocol.MsgID][]LogRecord{},
 		posted: map[string]bool{}, holds: map[string][]string{},
 	}
@@ -147,6 +148,34 @@ func (t *memTx) PutTask(r *TaskRecord) error      { return t.put(t.s.tasks, task
 func (t *memTx) PutContract(c *Contract) error    { return t.put(t.s.contracts, c.ID.String(), c) }
 func taskKey(job string, index int) string        { return fmt.Sprintf("%s/%06d", job, index) }
 func (t *memTx) ReleaseBlocks(owner string) error { return t.setHolds(owner, nil) }
+
+func (t *memTx) PutSecrets(job string, sealed []byte) error {
+	old, had := t.s.secrets[job]
+	t.write(func() {
+		if delete(t.s.secrets, job); had {
+			t.s.secrets[job] = old
+		}
+	})
+	t.s.secrets[job] = slices.Clone(sealed)
+	return nil
+}
+
+func (t *memTx) Secrets(job string) ([]byte, error) {
+	sealed, ok := t.s.secrets[job]
+	if !ok {
+		return nil, fmt.Errorf("secrets of %s: %w", job, ErrNotFound)
+	}
+	return slices.Clone(sealed), nil
+}
+
+func (t *memTx) DropSecrets(job string) error {
+	old, had := t.s.secrets[job]
+	if had {
+		t.write(func() { t.s.secrets[job] = old })
+		delete(t.s.secrets, job)
+	}
+	return nil
+}
 
 func (t *memTx) Task(job string, index int) (*TaskRecord, error) {
 	return get[TaskRecord](t.s.tasks, "task", taskKey(job, index))

@@ -91,6 +91,7 @@ type plan struct {
 	change func(i int, cfg *ProviderConfig)
 	beat   time.Duration // testBeat unless said
 	ports  PortKeeper    // of the renter
+	log    io.Writer     // of all nodes, too
 	// signers of the first providers, where they are not signerOf's
 	signers []*protocol.Signer
 }
@@ -104,6 +105,9 @@ func inTown(t *testing.T, p plan, fn func(t *testing.T, w *town)) {
 		out := io.Discard
 		if testing.Verbose() {
 			out = t.Output()
+		}
+		if p.log != nil {
+			out = io.MultiWriter(out, p.log)
 		}
 		w := &town{
 			t: t, count: map[string]int{}, bell: make(chan struct{}), made: map[string]bool{},
@@ -360,7 +364,7 @@ func (w *town) trySubmit(id string, s Spec) error {
 	if s.Image == "" {
 		s.Image = "tool"
 	}
-	_, err := renterOf(w.renter).Submit(w.t.Context(), id, s, "", func(Progress) {})
+	_, err := renterOf(w.renter).Submit(w.t.Context(), id, s, "", nil, func(Progress) {})
 	return err
 }
 

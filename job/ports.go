@@ -89,7 +89,8 @@ type ProviderContent interface {
 // Sandbox runs containers. job/sandbox's Runtime is the real one.
 type Sandbox interface {
 	Prepare(ctx context.Context, spec sandbox.Spec) error
-	Start(ctx context.Context, id string) error
+	// Start is given secrets where the spec says so. They go into memory alone.
+	Start(ctx context.Context, id string, secrets protocol.Secrets) error
 	Wait(ctx context.Context, id string) (sandbox.Exit, error)
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Exec(ctx context.Context, id string, spec sandbox.ExecSpec) (int, error)

@@ -12,7 +12,6 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
-	"strings"
 
 	"filippo.io/age"
 	"filippo.io/age/agessh"
@@ -175,7 +174,7 @@ func (k *Keys) Outputs(j *Job, task int) (age.Identity, error) {
 
 // sealedLines are what a sealed key is for.
 func sealedLines(network string, renter, provider protocol.PeerID, job string, task uint32) []byte {
-	return []byte(strings.Join([]string{sealedHead, network, renter.String(), provider.String(), job, strconv.FormatUint(uint64(task), 10), ""}, "\n"))
+	return headLines(sealedHead, network, renter, provider, job, task)
 }
 
 // seal makes the sealed key of a lease of a task.

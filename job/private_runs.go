@@ -111,9 +111,12 @@ func (e *execution) taskKeys() (taskKeys, error) {
 	return e.p.Keys.open(e.p.Signer.Network(), e.lease)
 }
 
-// checkKeys finds out before any work whether the task's keys are good. That they
-// are not is the renter's doing.
+// checkKeys finds out before any work whether the task's keys and secrets are
+// good. That they are not is the renter's doing.
 func (e *execution) checkKeys() error {
+	if _, err := e.secrets(); err != nil {
+		return err
+	}
 	if !e.lease.Msg.GetSpec().GetPrivate() {
 		return nil
 	}

@@ -122,7 +122,11 @@ func (r *Renter) load(tx Tx, j *Job) (*activeJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	aj := newActiveJob(r, j, tasks)
+	secrets, err := loadSecrets(tx, j)
+	if err != nil {
+		return nil, err
+	}
+	aj := newActiveJob(r, j, tasks, secrets)
 	j.Counts = aj.recount()
 	for _, c := range contracts {
 		m, err := tx.LastMessage(c.ID, protocol.KindLease)
@@ -197,17 +201,21 @@ func NewJobID() string {
 }
 
 // Submit imports what the job needs and stores it; from then on it is followed,
-// over restarts, to its end.
-func (r *Renter) Submit(ctx context.Context, id string, spec Spec, dir string, progress func(Progress)) (*Job, error) {
+// over restarts, to its end. Secrets are the values of those that the spec names.
+func (r *Renter) Submit(ctx context.Context, id string, spec Spec, dir string, secrets protocol.Secrets, progress func(Progress)) (*Job, error) {
 	spec = spec.WithDefaults()
 	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	kept, err := r.keepSecrets(id, spec, secrets)
+	if err != nil {
 		return nil, err
 	}
 	j, err := r.resolve(ctx, id, spec, dir, r.addInput, progress)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.rehearse(j); err != nil {
+	if err := r.rehearse(j, kept); err != nil {
 		return nil, err
 	}
 	tasks := make([]*TaskRecord, spec.Tasks())
@@ -224,24 +232,24 @@ func (r *Renter) Submit(ctx context.Context, id string, spec Spec, dir string, p
 	}
 	r.storing.RLock()
 	defer r.storing.RUnlock()
-	if err := r.storeJob(ctx, j, tasks); err != nil {
+	if err := r.storeJob(ctx, j, tasks, kept); err != nil {
 		r.closePorts(j.ID)
 		return nil, err
 	}
 	r.Log.Info("job submitted", "job", id, "tasks", len(tasks), "image", j.Image.Name)
 	stored := *j
-	if !r.follow(newActiveJob(r, j, tasks), false) {
+	if !r.follow(newActiveJob(r, j, tasks, kept), false) {
 		r.closePorts(id)
 	}
 	return &stored, nil
 }
 
-func (r *Renter) storeJob(ctx context.Context, j *Job, tasks []*TaskRecord) error {
+func (r *Renter) storeJob(ctx context.Context, j *Job, tasks []*TaskRecord, secrets []byte) error {
 	err := r.Store.Update(ctx, func(tx Tx) error {
 		if _, err := tx.Job(j.ID); !errors.Is(err, ErrNotFound) {
 			return errors.Join(err, fmt.Errorf("job %s exists already", j.ID))
 		}
-		if err := tx.PutJob(j); err != nil {
+		if err := errors.Join(tx.PutJob(j), putSecrets(tx, j, secrets)); err != nil {
 			return err
 		}
 		for _, t := range tasks {

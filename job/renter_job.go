@@ -32,7 +32,9 @@ type activeJob struct {
 	r    *Renter
 	id   string
 	wake chan struct{}
-	ctx  context.Context // of the renter's Run, for what outlives a request
+	// secrets are the job's, sealed as they are stored.
+	secrets []byte
+	ctx     context.Context // of the renter's Run, for what outlives a request
 
 	mu         sync.Mutex
 	job        *Job
@@ -48,9 +50,9 @@ type activeJob struct {
 	ended      bool      // nothing more begins
 }
 
-func newActiveJob(r *Renter, j *Job, tasks []*TaskRecord) *activeJob {
+func newActiveJob(r *Renter, j *Job, tasks []*TaskRecord, secrets []byte) *activeJob {
 	a := &activeJob{
-		r: r, id: j.ID, wake: make(chan struct{}, 1), job: j, tasks: tasks, live: map[protocol.MsgID]*liveLease{},
+		r: r, id: j.ID, wake: make(chan struct{}, 1), secrets: secrets, job: j, tasks: tasks, live: map[protocol.MsgID]*liveLease{},
 		refusals: map[protocol.PeerID]refusal{},
 	}
 	a.rest.L = &a.mu
@@ -283,7 +285,7 @@ func (a *activeJob) commit(ctx context.Context, l *liveLease, next Contract, eff
 			errs = append(errs, tx.Emit(jobEvent(&j, now)))
 		}
 		if j.Over() {
-			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID))
+			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID), forgetSecrets(tx, &j))
 		}
 		if j.Spec.streams() && t.Over() && len(t.Outputs) > 0 {
 			errs = append(errs, tx.ReleaseBlocks(streamOwner(j.ID, t.Index)))
@@ -568,7 +570,7 @@ func (a *activeJob) endTasks(ctx context.Context, end State, reason string, whic
 			errs = append(errs, tx.Emit(jobEvent(&j, now)))
 		}
 		if j.Over() {
-			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID))
+			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID), forgetSecrets(tx, &j))
 		}
 		return errors.Join(errs...)
 	})

@@ -31,6 +31,9 @@ func (a *activeJob) makeLease(j *Job, t *TaskRecord, p Placement, offer protocol
 	if err == nil {
 		err = a.r.sealTask(j, t.Index, task, p.On.Peer)
 	}
+	if err == nil {
+		err = a.sealSecrets(j, t.Index, task, p.On.Peer)
+	}
 	if err != nil {
 		return protocol.Signed[*protocol.Lease]{}, err
 	}
@@ -51,7 +54,7 @@ func (a *activeJob) makeLease(j *Job, t *TaskRecord, p Placement, offer protocol
 // rehearse makes an offer and a lease that nobody gets, so that a job which the
 // protocol cannot carry is refused when it is submitted and not by every
 // provider in turn.
-func (r *Renter) rehearse(j *Job) error {
+func (r *Renter) rehearse(j *Job, secrets []byte) error {
 	offer, err := r.makeOffer(j, j.Spec.Parallel())
 	if err == nil {
 		err = offer.Msg.Validate(r.Now())
@@ -62,7 +65,7 @@ func (r *Renter) rehearse(j *Job) error {
 	bid := Candidate{Peer: r.Signer.ID(), Bid: protocol.Signed[*protocol.Bid]{Msg: &protocol.Bid{}}}
 	for _, task := range []int{0, j.Spec.Tasks() - 1} { // the last has the longest numbers
 		t := &TaskRecord{Job: j.ID, Index: task}
-		lease, err := newActiveJob(r, j, nil).makeLease(j, t, Placement{Task: task, On: bid}, offer, ledger.Units(Asset, 0), r.Now())
+		lease, err := newActiveJob(r, j, nil, secrets).makeLease(j, t, Placement{Task: task, On: bid}, offer, ledger.Units(Asset, 0), r.Now())
 		if err == nil {
 			err = lease.Msg.Validate(r.Now())
 		}

@@ -36,10 +36,11 @@ type Spec struct {
 	Network   string            `json:"network"`
 	// Private encrypts inputs and outputs: nobody but the awarded provider and
 	// the renter can read them.
-	Private bool        `json:"private,omitempty"`
-	Caches  []CacheSpec `json:"cache,omitempty"`
-	Ports   []PortSpec  `json:"ports,omitempty"`
-	On      string      `json:"on,omitempty"`
+	Private bool         `json:"private,omitempty"`
+	Secrets []SecretSpec `json:"secrets,omitempty"`
+	Caches  []CacheSpec  `json:"cache,omitempty"`
+	Ports   []PortSpec   `json:"ports,omitempty"`
+	On      string       `json:"on,omitempty"`
 }
 
 // Array makes one job of many tasks over a range of numbers.
@@ -198,7 +199,25 @@ func (s Spec) Validate() error {
 	if err := s.validatePorts(); err != nil {
 		return err
 	}
-	return s.validatePaths()
+	if err := s.validatePaths(); err != nil {
+		return err
+	}
+	return s.validateSecrets()
+}
+
+// mountedOn are the places in the container that something is mounted on.
+func (s Spec) mountedOn() []string {
+	var out []string
+	for _, in := range s.Inputs {
+		out = append(out, path.Clean(in.To))
+	}
+	for _, o := range s.Outputs {
+		out = append(out, path.Clean(o.From))
+	}
+	for _, c := range s.Caches {
+		out = append(out, path.Clean(c.To))
+	}
+	return out
 }
 
 func (s Spec) validatePaths() error {

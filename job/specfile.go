@@ -55,7 +55,7 @@ func Parse(name string, data []byte) (Spec, error) {
 }
 
 // laterKeys belong to versions to come.
-var laterKeys = []string{"secrets", "checkpoint", "nodes", "ready", "idle_stop"}
+var laterKeys = []string{"checkpoint", "nodes", "ready", "idle_stop"}
 
 func (f *specFile) spec(root ast.Node) (Spec, error) {
 	var s Spec
@@ -103,6 +103,7 @@ func (f *specFile) spec(root ast.Node) (Spec, error) {
 				return err
 			})
 		},
+		"secrets": func(n ast.Node, at string) (err error) { s.Secrets, err = f.secrets(n, at); return err },
 		"ports":   func(n ast.Node, at string) (err error) { s.Ports, err = f.ports(n, at); return err },
 		"stream":  f.boolean(&stream),
 		"private": f.boolean(&s.Private),

@@ -1,15 +1,19 @@
 package job
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/lumbung-net/lumbung/ledger"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 const shot = `version: 1
@@ -45,6 +49,24 @@ func TestContentKeysAreRead(t *testing.T) {
 		if _, err := Parse("j.yaml", []byte("version: 1\nimage: x\n"+bad+"\n")); !errors.Is(err, ErrSpec) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+func TestSecretsOfAJobFile(t *testing.T) {
+	s, err := Parse("j.yaml", []byte("version: 1\nimage: x\nsecrets: [TOKEN, {name: db.key, file: ./db.key}, {name: 7}]\ninputs: [{from: a, to: /run/other}]\n"))
+	if want := []SecretSpec{{Name: "TOKEN"}, {"db.key", "./db.key"}, {Name: "7"}}; err != nil || !slices.Equal(s.Secrets, want) {
+		t.Errorf("%+v, %v", s.Secrets, err)
+	}
+	raw, err := json.Marshal(s)
+	if err != nil || !strings.Contains(string(raw), `"secrets":[{"name":"TOKEN"},{"name":"db.key"},{"name":"7"}]`) {
+		t.Errorf("%s %v", raw, err)
+	}
+	many := make([]string, protocol.MaxSecrets+1)
+	for i := range many {
+		many[i] = fmt.Sprint("s", i)
+	}
+	if _, err := Parse("j.yaml", []byte("version: 1\nimage: x\nsecrets: ["+strings.Join(many, ", ")+"]\n")); !errors.Is(err, ErrSpec) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -130,61 +152,69 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		"a: 1\n---\nb: 2":      "holds 2 documents",
 		head + "comand: [x]":   `j.yaml:3:1: unknown key "comand"; did you mean "command"?`,
 		head + "zzzzzzzzzz: 1": `j.yaml:3:1: unknown key "zzzzzzzzzz"; there is array, cache, command`,
-		head + "limits:\n  fetch: 1m\n  runn: 1h":           `j.yaml:5:3: unknown key "limits.runn"; did you mean "limits.run"?`,
-		head + "pay: {max_hourly: 1, max_daily: 2}":         `j.yaml:3:22: unknown key "pay.max_daily"`,
-		head + "limits:\n  run: 1 hour":                     `j.yaml:4:8: limits.run: "1 hour" is no duration; write 1h, 30m or 90s`,
-		head + "limits: {run: -5m}":                         "is not above 0",
-		head + "limits: {run: 401d}":                        "is not between 1ms and 400d",
-		head + "limits: {pids: 0}":                          "limits.pids: 0 is below 1",
-		head + "memory: lots":                               `j.yaml:3:9: memory: "lots" is no size; write 512MB, 16GB or 1.5GiB`,
-		head + "memory: 0":                                  "must be above 0",
-		head + "memory: [1]":                                "memory: want one value, got a list",
-		head + "memory:":                                    "memory: it has no value",
-		head + "cpus: 0":                                    "is no number of cores",
-		head + "cpus: .inf":                                 "cpus: want one value, got no finite number",
-		head + "gpus: {any: [rtx4080x]}":                    `gpus.any[0]: GPU model "rtx4080x" is not known; did you mean rtx4080?`,
-		head + "gpus: {any: rtx4090}":                       "gpus.any: want a list, got a plain value",
-		head + "gpus: {count: 17}":                          `"17" is neither a number up to 16 nor all`,
-		head + "gpus: {cuda: newest}":                       `gpus.cuda: "newest" is no version`,
-		head + "gpus: {capabilities: [vidio]}":              `gpus.capabilities[0]: GPU capability "vidio" is not known; did you mean video?`,
-		head + "gpus: {capabilities: [profiling]}":          "take of compute, utility",
-		head + "gpus: nvidia":                               "is not known",
-		head + "array: {chunk: 2}":                          "array.range: missing",
-		head + "array: {range: 9-1}":                        "array.range: \"9-1\" ends before it begins",
-		head + "array: {range: 1-9:2, chunk: 3}":            "keep one",
-		head + "array: {range: 1-1000000}":                  "more than 100000 tasks",
-		head + "inputs: [{from: ./a, too: /in}]":            `unknown key "inputs[0].too"; did you mean "inputs[0].to"?`,
-		head + "inputs: [{from: ./a, to: in}]":              `inputs[0].to: "in" is no absolute path`,
-		head + "inputs: {from: ./a, to: /in}":               "inputs: want a list",
-		head + "outputs: [/out]":                            "outputs[0]: want keys with values",
-		head + "pay: {budget: 0}":                           "pay.budget: it must be above 0; leave it out for no limit",
-		head + "pay: {budget: 1e3}":                         "is no amount",
-		head + "pay: {budget: 0.0000001}":                   "is finer than usd's smallest unit",
-		head + "retry: {avoid_failed_provider: yes}":        "want true or false",
-		head + "retry: {avoid_failed_provider: false}":      "give max too",
-		head + "network: bridge":                            `"bridge" is neither none nor outbound`,
-		head + "ports: [x]":                                 "\"x\" is not LOCAL:REMOTE",
-		head + "ports: [{local: 0, remote: 80}]":            "\"0\" is no port",
-		head + "ports: [80:80, 80:81]":                      "80 is used twice",
-		head + "ports: [80]\narray: 1-2":                    "an array has none of its own",
-		head + "secrets: [a]":                               "j.yaml:3:1: secrets: not in this version yet",
-		head + "idle_stop: 5m":                              "idle_stop: not in this version yet",
-		head + "image: y":                                   "already defined",
-		head + "env: {A: [1]}":                              "env.A: want one value, got a list",
-		head + "env: {LUMBUNG_JOB: x}":                      "names that begin with LUMBUNG_ are lumbung's own",
-		head + "command: [\"${LUMBUNG_INDEX}\"]":            "${LUMBUNG_INDEX} is of arrays alone",
-		head + "array: 1-2\ncommand: [\"${LUMBUNG_INDX}\"]": "${LUMBUNG_INDX} is not known; there is LUMBUNG_INDEX, LUMBUNG_FIRST",
-		head + "command: a | b":                             `"|" is a sign for a shell`,
-		head + "command: \"'a\"":                            "the quote ' is not closed",
-		head + "command: \" \"":                             "command: it is empty",
-		head + "name: &n x\nworkdir: *n":                    "anchors and aliases are not read",
-		head + "env:\n  <<: {A: b}":                         "",
-		head + "name: !!str x":                              "name: want one value, got a tag",
-		head + "? [a]\n: b":                                 "found an invalid key",
-		"a: [":                                              "j.yaml:1",
-		"\xff\xfe":                                          "no UTF-8 text",
-		strings.Repeat("#", maxFile+1):                      "more than 1048576 bytes",
-		head + "name: " + strings.Repeat("[", 1000):         "nested deeper",
+		head + "limits:\n  fetch: 1m\n  runn: 1h":                 `j.yaml:5:3: unknown key "limits.runn"; did you mean "limits.run"?`,
+		head + "pay: {max_hourly: 1, max_daily: 2}":               `j.yaml:3:22: unknown key "pay.max_daily"`,
+		head + "limits:\n  run: 1 hour":                           `j.yaml:4:8: limits.run: "1 hour" is no duration; write 1h, 30m or 90s`,
+		head + "limits: {run: -5m}":                               "is not above 0",
+		head + "limits: {run: 401d}":                              "is not between 1ms and 400d",
+		head + "limits: {pids: 0}":                                "limits.pids: 0 is below 1",
+		head + "memory: lots":                                     `j.yaml:3:9: memory: "lots" is no size; write 512MB, 16GB or 1.5GiB`,
+		head + "memory: 0":                                        "must be above 0",
+		head + "memory: [1]":                                      "memory: want one value, got a list",
+		head + "memory:":                                          "memory: it has no value",
+		head + "cpus: 0":                                          "is no number of cores",
+		head + "cpus: .inf":                                       "cpus: want one value, got no finite number",
+		head + "gpus: {any: [rtx4080x]}":                          `gpus.any[0]: GPU model "rtx4080x" is not known; did you mean rtx4080?`,
+		head + "gpus: {any: rtx4090}":                             "gpus.any: want a list, got a plain value",
+		head + "gpus: {count: 17}":                                `"17" is neither a number up to 16 nor all`,
+		head + "gpus: {cuda: newest}":                             `gpus.cuda: "newest" is no version`,
+		head + "gpus: {capabilities: [vidio]}":                    `gpus.capabilities[0]: GPU capability "vidio" is not known; did you mean video?`,
+		head + "gpus: {capabilities: [profiling]}":                "take of compute, utility",
+		head + "gpus: nvidia":                                     "is not known",
+		head + "array: {chunk: 2}":                                "array.range: missing",
+		head + "array: {range: 9-1}":                              "array.range: \"9-1\" ends before it begins",
+		head + "array: {range: 1-9:2, chunk: 3}":                  "keep one",
+		head + "array: {range: 1-1000000}":                        "more than 100000 tasks",
+		head + "inputs: [{from: ./a, too: /in}]":                  `unknown key "inputs[0].too"; did you mean "inputs[0].to"?`,
+		head + "inputs: [{from: ./a, to: in}]":                    `inputs[0].to: "in" is no absolute path`,
+		head + "inputs: {from: ./a, to: /in}":                     "inputs: want a list",
+		head + "outputs: [/out]":                                  "outputs[0]: want keys with values",
+		head + "pay: {budget: 0}":                                 "pay.budget: it must be above 0; leave it out for no limit",
+		head + "pay: {budget: 1e3}":                               "is no amount",
+		head + "pay: {budget: 0.0000001}":                         "is finer than usd's smallest unit",
+		head + "retry: {avoid_failed_provider: yes}":              "want true or false",
+		head + "retry: {avoid_failed_provider: false}":            "give max too",
+		head + "network: bridge":                                  `"bridge" is neither none nor outbound`,
+		head + "ports: [x]":                                       "\"x\" is not LOCAL:REMOTE",
+		head + "ports: [{local: 0, remote: 80}]":                  "\"0\" is no port",
+		head + "ports: [80:80, 80:81]":                            "80 is used twice",
+		head + "ports: [80]\narray: 1-2":                          "an array has none of its own",
+		head + "secrets: a":                                       "secrets: want a list",
+		head + "secrets: {A: hunter2}":                            "secrets: want a list",
+		head + "secrets: [A, B, A]":                               `secrets[2]: "A" is used twice`,
+		head + "secrets: [A=hunter2]":                             "secrets[0]: a secret's name is up to 64 letters",
+		head + "secrets: [../a]":                                  "secrets[0]: a secret's name is up to 64 letters",
+		head + "secrets: [{file: a}]":                             "secrets[0]: a secret's name is up to 64 letters",
+		head + "secrets: [{name: A, value: hunter2}]":             `unknown key "secrets[0].value"; there is file, name`,
+		head + "secrets: [A]\ncache: [{key: k, to: /run}]":        "secrets: they lie in /run/secrets, and so nothing else may come to /run",
+		head + "secrets: [A]\noutputs: [{from: /run/secrets/x/}]": "nothing else may come to /run/secrets/x",
+		head + "idle_stop: 5m":                                    "idle_stop: not in this version yet",
+		head + "image: y":                                         "already defined",
+		head + "env: {A: [1]}":                                    "env.A: want one value, got a list",
+		head + "env: {LUMBUNG_JOB: x}":                            "names that begin with LUMBUNG_ are lumbung's own",
+		head + "command: [\"${LUMBUNG_INDEX}\"]":                  "${LUMBUNG_INDEX} is of arrays alone",
+		head + "array: 1-2\ncommand: [\"${LUMBUNG_INDX}\"]":       "${LUMBUNG_INDX} is not known; there is LUMBUNG_INDEX, LUMBUNG_FIRST",
+		head + "command: a | b":                                   `"|" is a sign for a shell`,
+		head + "command: \"'a\"":                                  "the quote ' is not closed",
+		head + "command: \" \"":                                   "command: it is empty",
+		head + "name: &n x\nworkdir: *n":                          "anchors and aliases are not read",
+		head + "env:\n  <<: {A: b}":                               "",
+		head + "name: !!str x":                                    "name: want one value, got a tag",
+		head + "? [a]\n: b":                                       "found an invalid key",
+		"a: [":                                                    "j.yaml:1",
+		"\xff\xfe":                                                "no UTF-8 text",
+		strings.Repeat("#", maxFile+1):                            "more than 1048576 bytes",
+		head + "name: " + strings.Repeat("[", 1000):               "nested deeper",
 	} {
 		s, err := Parse("j.yaml", []byte(text))
 		if err == nil {
@@ -194,7 +224,7 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		if !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "j.yaml:") {
 			t.Errorf("%.80q\n got: %v\nwant: %s", text, err, want)
 		}
-		if strings.Contains(err.Error(), "%!") {
+		if strings.Contains(err.Error(), "%!") || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%.80q: %v", text, err)
 		}
 	}
@@ -205,6 +235,7 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"version: 1\nimage: x\ncommand: a b 'c d'\n", "version: 1\nimage: x\ngpus: {count: all}\narray: 1-9:2",
 		"a: &a [*a]", "? a\n: b", "{a: b, <<: {c: d}}", "!!map {a: 1}", "- - - -", "a: |\n  b\n", "version: 1\nimage: x\nenv:\n  A: ${LUMBUNG_JOB}$$",
+		"version: 1\nimage: x\nsecrets: [A, {name: b.c, file: -}]\n",
 	} {
 		f.Add([]byte(s))
 	}

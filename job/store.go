@@ -42,6 +42,11 @@ type Tx interface {
 	// Jobs lists jobs, newest first; open ones only, or all.
 	Jobs(all bool, limit int) ([]*Job, error)
 
+	// PutSecrets keeps a job's sealed secrets until DropSecrets.
+	PutSecrets(job string, sealed []byte) error
+	Secrets(job string) ([]byte, error)
+	DropSecrets(job string) error
+
 	PutTask(*TaskRecord) error
 	Task(job string, index int) (*TaskRecord, error)
 	Tasks(job string) ([]*TaskRecord, error)

@@ -57,7 +57,7 @@ func (b backend) Submit(ctx context.Context, r client.SubmitRequest, progress fu
 	}
 	ctx, release := b.n.holding(ctx)
 	defer release()
-	j, err := b.n.renter.Submit(ctx, id, r.Spec, r.Dir, meter(progress))
+	j, err := b.n.renter.Submit(ctx, id, r.Spec, r.Dir, r.Secrets, meter(progress))
 	if err != nil {
 		return client.Job{}, err
 	}

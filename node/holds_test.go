@@ -82,7 +82,7 @@ func (copier) Prepare(_ context.Context, spec sandbox.Spec) error {
 	return nil
 }
 
-func (copier) Start(context.Context, string) error { return nil }
+func (copier) Start(context.Context, string, protocol.Secrets) error { return nil }
 
 func (copier) Wait(context.Context, string) (sandbox.Exit, error) {
 	now := time.Now()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/lumbung-net/lumbung/job"
 	"github.com/lumbung-net/lumbung/job/sandbox"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // containers fits the sandbox to what the market asks of one, and gives
@@ -39,9 +40,9 @@ func (c containers) Waited(ctx context.Context, id string) time.Duration {
 	return u.Waited
 }
 
-func (c containers) Start(ctx context.Context, id string) error {
+func (c containers) Start(ctx context.Context, id string, secrets protocol.Secrets) error {
 	c.arrivals.supply(c.Runtime, id)
-	_, err := c.Runtime.Start(ctx, id)
+	_, err := c.Runtime.Start(ctx, id, secrets)
 	return err
 }
 

@@ -45,7 +45,8 @@ const (
 	MaxCapacity  = 2 << 10
 	MaxOffer     = 4 << 10
 	MaxSmall     = 8 << 10  // bid, decline, decision, heartbeat, receipt, …
-	MaxLease     = 96 << 10 // a command line and an environment may be long
+	MaxExec      = 96 << 10 // a command line and an environment may be long
+	MaxLease     = MaxExec + maxSealedSecrets
 	MaxLogChunk  = 256 << 10
 	MaxStatus    = 32 << 10
 	MaxSkew      = 2 * time.Minute
@@ -134,7 +135,7 @@ func MaxSize(k Kind) int {
 	case KindLogChunk:
 		return MaxLogChunk
 	case KindExec:
-		return MaxLease
+		return MaxExec
 	case KindLeaseStatus:
 		return MaxStatus
 	case KindAnswer, KindVerdict:

@@ -1415,7 +1415,9 @@ type Task struct {
 	// The outputs come back encrypted to the renter.
 	Private bool `protobuf:"varint,9,opt,name=private,proto3" json:"private,omitempty"`
 	// The key of the private inputs, encrypted to the provider.
-	SealedKey     []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	SealedKey []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	// The task's secrets, encrypted to the provider.
+	SealedSecrets []byte `protobuf:"bytes,13,opt,name=sealed_secrets,json=sealedSecrets,proto3" json:"sealed_secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1516,6 +1518,13 @@ func (x *Task) GetPrivate() bool {
 func (x *Task) GetSealedKey() []byte {
 	if x != nil {
 		return x.SealedKey
+	}
+	return nil
+}
+
+func (x *Task) GetSealedSecrets() []byte {
+	if x != nil {
+		return x.SealedSecrets
 	}
 	return nil
 }
@@ -3062,7 +3071,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05Cache\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xc3\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xea\x02\n" +
 	"\x04Task\x12\x18\n" +
 	"\acommand\x18\x01 \x03(\tR\acommand\x12$\n" +
 	"\x03env\x18\x02 \x03(\v2\x12.lumbung.v1.EnvVarR\x03env\x12)\n" +
@@ -3077,7 +3086,8 @@ const file_lumbung_proto_rawDesc = "" +
 	"\aprivate\x18\t \x01(\bR\aprivate\x12\x1d\n" +
 	"\n" +
 	"sealed_key\x18\n" +
-	" \x01(\fR\tsealedKey\"\xa7\x01\n" +
+	" \x01(\fR\tsealedKey\x12%\n" +
+	"\x0esealed_secrets\x18\r \x01(\fR\rsealedSecrets\"\xa7\x01\n" +
 	"\x06Limits\x12\x19\n" +
 	"\bfetch_ms\x18\x01 \x01(\x03R\afetchMs\x12\x15\n" +
 	"\x06run_ms\x18\x02 \x01(\x03R\x05runMs\x12\x1b\n" +

@@ -69,7 +69,7 @@ func (f *floor) run(b *testing.B) (first, end time.Duration) {
 	ctx, id := b.Context(), fmt.Sprintf("floor%d", f.n)
 	began := time.Now()
 	must(b, f.rt.Prepare(ctx, sandbox.Spec{ID: id, Rootfs: f.rootfs, Args: []string{"/job", "say", "x"}, MemoryBytes: 256 << 20, DiskBytes: 256 << 20}))
-	_, err := f.rt.Start(ctx, id)
+	_, err := f.rt.Start(ctx, id, nil)
 	must(b, err)
 	log, err := f.rt.Logs(id)
 	must(b, err)
@@ -194,7 +194,7 @@ func (f *floor) many(b *testing.B, count, atOnce int) time.Duration {
 			id := fmt.Sprintf("many%d-%d", f.n, i)
 			err := f.rt.Prepare(ctx, sandbox.Spec{ID: id, Rootfs: f.rootfs, Args: []string{"/job", "say", "x"}, MemoryBytes: 256 << 20, DiskBytes: 256 << 20})
 			if err == nil {
-				_, err = f.rt.Start(ctx, id)
+				_, err = f.rt.Start(ctx, id, nil)
 			}
 			if err == nil {
 				_, err = f.rt.Wait(ctx, id)

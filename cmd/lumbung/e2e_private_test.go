@@ -22,11 +22,20 @@ import (
 // text; "process N" is one whose arguments or environment do.
 func (w *world) holding(t testing.TB, text string) []string {
 	t.Helper()
+	return w.holdingAny(t, text)
+}
+
+// holdingAny is holding of any of some texts.
+func (w *world) holdingAny(t testing.TB, texts ...string) []string {
+	t.Helper()
 	var out []string
 	look := func(path string) {
 		raw, err := os.ReadFile(path)
-		if err == nil && bytes.Contains(raw, []byte(text)) {
-			out = append(out, strings.TrimPrefix(path, w.dir+"/"))
+		for _, text := range texts {
+			if err == nil && bytes.Contains(raw, []byte(text)) {
+				out = append(out, strings.TrimPrefix(path, w.dir+"/"))
+				return
+			}
 		}
 	}
 	for _, n := range w.nodes {

@@ -16,8 +16,10 @@ import (
 // nobodysID is a user and group that owns nothing on this machine.
 const nobodysID = 61_789
 
-// The whole of a small run where every node belongs to an ordinary user.
-func TestE2EOrdinaryUser(t *testing.T) {
+// ofOrdinaryUser makes a folder for a network whose nodes belong to an ordinary
+// user, and the options for that.
+func ofOrdinaryUser(t *testing.T) worldOptions {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("the tests run as an ordinary user already: every other test covers this")
 	}
@@ -33,8 +35,13 @@ func TestE2EOrdinaryUser(t *testing.T) {
 	net := filepath.Join(dir, "net")
 	must(t, os.Mkdir(net, 0o755))
 	must(t, os.Chown(net, nobodysID, nobodysID))
+	return worldOptions{dir: net, providers: 1, bin: bin, as: &syscall.Credential{Uid: nobodysID, Gid: nobodysID}}
+}
 
-	w := newWorld(t, worldOptions{dir: net, providers: 1, bin: bin, as: &syscall.Credential{Uid: nobodysID, Gid: nobodysID}})
+// The whole of a small run where every node belongs to an ordinary user.
+func TestE2EOrdinaryUser(t *testing.T) {
+	o := ofOrdinaryUser(t)
+	w, net := newWorld(t, o), o.dir
 	p := w.providers[0]
 	if r := p.cli(t, net, "", "doctor", "--role", "provider"); r.code != 0 {
 		t.Errorf("doctor: %v", r)

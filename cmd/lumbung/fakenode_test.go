@@ -28,6 +28,7 @@ type fakeNode struct {
 	events  []client.Event
 	logs    map[int][]client.LogRecord
 	request client.SubmitRequest
+	quoted  client.SubmitRequest
 	stops   int
 	gets    int
 	began   chan struct{} // closed when somebody watches
@@ -129,7 +130,10 @@ func (n *fakeNode) List(context.Context, string) ([]client.DirEntry, error) {
 
 func (n *fakeNode) Cat(_ context.Context, _ string, w io.Writer) error { return n.catting(w) }
 
-func (n *fakeNode) Quote(context.Context, client.SubmitRequest, func(client.Progress)) (client.Quote, error) {
+func (n *fakeNode) Quote(_ context.Context, r client.SubmitRequest, _ func(client.Progress)) (client.Quote, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.quoted = r
 	return n.quote, nil
 }
 

@@ -43,6 +43,9 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 	for _, p := range j.Spec.Ports {
 		row(w, "port", portText(p))
 	}
+	for _, s := range j.Spec.Secrets {
+		row(w, "secret", s.Name)
+	}
 	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
 	if j.Over() {
 		row(w, "took", spanText(j.Ended.Sub(j.Created)))

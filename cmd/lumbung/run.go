@@ -32,6 +32,9 @@ func (a *app) runCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := a.readSecrets(&req); err != nil {
+				return err
+			}
 			c, err := a.client()
 			if err != nil {
 				return err

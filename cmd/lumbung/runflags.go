@@ -22,7 +22,7 @@ import (
 type runFlags struct {
 	name, gpus, cpus, memory, disk string
 	env, in, out                   []string
-	cache, ports                   []string
+	cache, ports, secrets          []string
 	stream                         bool
 	array                          string
 	parallel, maxFailed, retries   int
@@ -40,6 +40,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.memory, "memory", "", "memory for a task, a `size` (default 1GB)")
 	fs.StringVar(&f.disk, "disk", "", "room for what a task writes, a `size` (default 10GB)")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "`KEY=VALUE` in the environment; KEY alone passes your own on")
+	fs.StringArrayVar(&f.secrets, "secret", nil, "`NAME[=FILE]`: a file in /run/secrets, from your variable of that name, from FILE or, with -, from stdin")
 	fs.StringArrayVar(&f.in, "in", nil, "`HOST:CONTAINER`: a file, folder or CID that appears inside")
 	fs.StringArrayVar(&f.out, "out", nil, "`CONTAINER:HOST`: a folder inside that comes back")
 	fs.BoolVar(&f.stream, "stream", false, "bring the outputs while the job runs too, every few seconds")
@@ -109,7 +110,7 @@ func (f *runFlags) arrayOf(s *job.Spec) error {
 	return nil
 }
 
-// binds reads -e, --in and --out.
+// binds reads -e, --secret, --in and --out.
 func (f *runFlags) binds(s *job.Spec) error {
 	for _, kv := range f.env {
 		name, v, given := strings.Cut(kv, "=")
@@ -125,6 +126,13 @@ func (f *runFlags) binds(s *job.Spec) error {
 			s.Env = map[string]string{}
 		}
 		s.Env[name] = v
+	}
+	for _, text := range f.secrets {
+		secret, err := parseSecret(text)
+		if err != nil {
+			return err
+		}
+		s.Secrets = append(s.Secrets, secret)
 	}
 	for _, in := range f.in {
 		i := strings.LastIndexByte(in, ':')

@@ -44,6 +44,9 @@ func TestRunFlagsToSpec(t *testing.T) {
 			s.Inputs = []job.InputSpec{{From: "./a", To: "/in"}, {From: "cid:bafy", To: "/data"}}
 			s.Outputs = []job.OutputSpec{{From: "/out", To: "./o"}, {From: "/keep"}}
 		}},
+		"secrets": {[]string{"--secret", "TOKEN", "--secret", "db.key=./a=b", "--secret", "IN=-", "img"}, func(s *job.Spec) {
+			s.Secrets = []job.SecretSpec{{Name: "TOKEN"}, {Name: "db.key", File: "./a=b"}, {Name: "IN", File: "-"}}
+		}},
 		"array": {[]string{"--array", "1-240:4", "--parallel", "20", "--max-failed", "5", "img"}, func(s *job.Spec) {
 			s.Array = &job.Array{First: 1, Last: 240, Chunk: 4, Parallel: 20, MaxFailed: 5}
 		}},
@@ -84,6 +87,11 @@ func TestRunFlagsRefused(t *testing.T) {
 		{[]string{"--in", "./a:b", "img"}, "absolute"},
 		{[]string{"--out", ":./o", "img"}, "CONTAINER:HOST"},
 		{[]string{"-e", "=x", "img"}, "KEY=VALUE"},
+		{[]string{"--secret", "../x", "img"}, "want NAME or NAME=FILE"},
+		{[]string{"--secret", "=x", "img"}, "want NAME or NAME=FILE"},
+		{[]string{"--secret", "A=", "img"}, "--secret A=: want the file"},
+		{[]string{"--secret", "A", "--secret", "A=f", "img"}, `"A" is used twice`},
+		{[]string{"--secret", "A", "--out", "/run", "img"}, "they lie in /run/secrets"},
 		{[]string{"--network", "host", "img"}, "network"},
 		{[]string{"--private", "--in", "cid:bafy:/in", "img"}, "inputs[0].from"},
 		{[]string{"--parallel", "2", "img"}, "--array"},

@@ -19,6 +19,9 @@ func (a *app) submitCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := a.readSecrets(&req); err != nil {
+				return err
+			}
 			return a.call(func(ctx context.Context, c *client.Client, _ []string) error {
 				m := a.newMeter("submitting")
 				job, err := c.Submit(ctx, req, m.Update)

@@ -68,6 +68,9 @@ func ociSpec(dir string, s Spec, id identity, userNS bool) *specs.Spec {
 		all := os.FileMode(0o666)
 		spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: n.Path, Type: "c", Major: n.Major, Minor: n.Minor, FileMode: &all})
 	}
+	if s.Secrets {
+		spec.Mounts = append(spec.Mounts, secretsMount(dir))
+	}
 	if s.Arriving != "" {
 		spec.Annotations = lazyAnnotations(dir, s)
 	}

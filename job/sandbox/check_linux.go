@@ -156,7 +156,7 @@ func (r *Runtime) tryOne(ctx context.Context, s Spec) (Exit, error) {
 	if err := r.Prepare(ctx, s); err != nil {
 		return Exit{}, err
 	}
-	if _, err := r.Start(ctx, s.ID); err != nil {
+	if _, err := r.Start(ctx, s.ID, nil); err != nil {
 		return Exit{}, err
 	}
 	return r.Wait(ctx, s.ID)

@@ -229,7 +229,7 @@ func TestTwice(t *testing.T) {
 	if err := e.r.Prepare(ctxOf(t), s); err == nil {
 		t.Error("the id was taken and Prepare took it again")
 	}
-	if _, err := e.r.Start(ctxOf(t), s.ID); err == nil {
+	if _, err := e.r.Start(ctxOf(t), s.ID, nil); err == nil {
 		t.Error("it was started twice")
 	}
 	e.until(s.ID, "ready")
@@ -237,7 +237,7 @@ func TestTwice(t *testing.T) {
 	if x := e.wait(s.ID); x.Code != 7 || !x.Stopped {
 		t.Errorf("%+v", x)
 	}
-	if _, err := e.r.Start(ctxOf(t), s.ID); err == nil {
+	if _, err := e.r.Start(ctxOf(t), s.ID, nil); err == nil {
 		t.Error("it was started again after its end")
 	}
 }

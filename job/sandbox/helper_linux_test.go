@@ -224,7 +224,7 @@ func (e *env) spec(steps ...string) Spec {
 func (e *env) start(s Spec) Handle {
 	e.t.Helper()
 	must(e.t, e.r.Prepare(ctxOf(e.t), s))
-	h, err := e.r.Start(ctxOf(e.t), s.ID)
+	h, err := e.r.Start(ctxOf(e.t), s.ID, nil)
 	must(e.t, err)
 	return h
 }

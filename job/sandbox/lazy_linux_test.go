@@ -114,7 +114,7 @@ func TestLazyImage(t *testing.T) {
 	s.Mounts = []Mount{{Source: out, Dest: "/out"}}
 	must(t, e.r.Prepare(ctxOf(t), s))
 	_, end := supplyOf(t, e.r, s.ID, a.supplier())
-	_, err := e.r.Start(ctxOf(t), s.ID)
+	_, err := e.r.Start(ctxOf(t), s.ID, nil)
 	must(t, err)
 	x := e.wait(s.ID)
 	must(t, end())
@@ -162,7 +162,7 @@ func TestLazyReadWaits(t *testing.T) {
 		return ctx.Err()
 	}}
 	stop, _ := supplyOf(t, e.r, s.ID, stuck)
-	_, err := e.r.Start(ctxOf(t), s.ID)
+	_, err := e.r.Start(ctxOf(t), s.ID, nil)
 	must(t, err)
 	e.until(s.ID, "begun")
 	<-asked
@@ -203,7 +203,7 @@ func TestLazyManyReads(t *testing.T) {
 	s.Pids = 4 * n
 	must(t, e.r.Prepare(ctxOf(t), s))
 	_, end := supplyOf(t, e.r, s.ID, a.supplier())
-	_, err := e.r.Start(ctxOf(t), s.ID)
+	_, err := e.r.Start(ctxOf(t), s.ID, nil)
 	must(t, err)
 	x := e.wait(s.ID)
 	must(t, end())
@@ -229,7 +229,7 @@ func TestLazyFillFails(t *testing.T) {
 			s := a.spec(e, steps...)
 			must(t, e.r.Prepare(ctxOf(t), s))
 			_, end := supplyOf(t, e.r, s.ID, fail)
-			_, err := e.r.Start(ctxOf(t), s.ID)
+			_, err := e.r.Start(ctxOf(t), s.ID, nil)
 			must(t, err)
 			wantLost(t, e, s.ID)
 			must(t, end())
@@ -244,7 +244,7 @@ func TestLazyFillFails(t *testing.T) {
 		s := a.spec(e, "echo")
 		must(t, e.r.Prepare(ctxOf(t), s))
 		_, end := supplyOf(t, e.r, s.ID, fail)
-		if _, err := e.r.Start(ctxOf(t), s.ID); err != nil && !strings.Contains(err.Error(), "bafyx") {
+		if _, err := e.r.Start(ctxOf(t), s.ID, nil); err != nil && !strings.Contains(err.Error(), "bafyx") {
 			t.Error(err)
 		}
 		wantLost(t, e, s.ID)

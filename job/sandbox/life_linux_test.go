@@ -10,12 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 func TestStop(t *testing.T) {
@@ -193,11 +196,15 @@ func TestUsage(t *testing.T) {
 func nodeMain(args []string) int {
 	base, image, runsc, id := args[0], args[1], args[2], args[3]
 	r, err := New(Options{Dir: filepath.Join(base, "home"), RunscPath: runsc, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
-	if err == nil {
-		err = r.Prepare(context.Background(), Spec{ID: id, Rootfs: image, Args: append([]string{"/job"}, args[4:]...), RunLimit: time.Minute})
+	var secrets protocol.Secrets
+	if slices.Contains(args, SecretsDir+"/A") {
+		secrets = protocol.Secrets{"A": []byte("given by a node that is gone")}
 	}
 	if err == nil {
-		_, err = r.Start(context.Background(), id)
+		err = r.Prepare(context.Background(), Spec{ID: id, Rootfs: image, Args: append([]string{"/job"}, args[4:]...), RunLimit: time.Minute, Secrets: len(secrets) > 0})
+	}
+	if err == nil {
+		_, err = r.Start(context.Background(), id, secrets)
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -350,7 +357,7 @@ func TestRecover(t *testing.T) {
 		t.Error("the half-made one is left")
 	}
 	e.r = r
-	_, err = r.Start(ctxOf(t), prepared.ID)
+	_, err = r.Start(ctxOf(t), prepared.ID, nil)
 	must(t, err)
 	if x := e.wait(prepared.ID); x.Code != 0 || e.output(prepared.ID) != "later\n" {
 		t.Errorf("%+v", x)

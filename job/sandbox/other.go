@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // ShimArg is the first argument that makes main call ShimMain.
@@ -52,7 +54,9 @@ func (*Runtime) Check(ctx context.Context) []Finding { return Check(ctx, Options
 func (*Runtime) Prepare(context.Context, Spec) error { return none() }
 
 // Start fails with ErrNoRuntime.
-func (*Runtime) Start(context.Context, string) (Handle, error) { return Handle{}, none() }
+func (*Runtime) Start(context.Context, string, protocol.Secrets) (Handle, error) {
+	return Handle{}, none()
+}
 
 // Wait fails with ErrNoRuntime.
 func (*Runtime) Wait(context.Context, string) (Exit, error) { return Exit{}, none() }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // Runtime keeps the containers of one node. Its methods may be called from any
@@ -157,7 +159,7 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 	if rel, err := filepath.Rel(s.Rootfs, r.dir); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
 		return fmt.Errorf("%w: the image %s holds the sandbox's own folder", ErrSpec, s.Rootfs)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, dirRoot), filepath.Join(dir, dirUpper), filepath.Join(dir, dirRunsc)} {
+	for _, d := range []string{dir, filepath.Join(dir, dirRoot), filepath.Join(dir, dirSecrets), filepath.Join(dir, dirUpper), filepath.Join(dir, dirRunsc)} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return err
 		}
@@ -188,8 +190,9 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 }
 
 // Start runs a prepared container and returns when its program runs or has
-// ended. The container lives on when the calling process is killed.
-func (r *Runtime) Start(ctx context.Context, id string) (Handle, error) {
+// ended. The container lives on when the calling process is killed. Secrets are
+// given where the spec says so, and only there.
+func (r *Runtime) Start(ctx context.Context, id string, secrets protocol.Secrets) (Handle, error) {
 	dir, err := r.folder(id)
 	if err != nil {
 		return Handle{}, err
@@ -199,18 +202,24 @@ func (r *Runtime) Start(ctx context.Context, id string) (Handle, error) {
 	if err != nil {
 		return Handle{}, err
 	}
+	hand, err := newHandover(p, secrets)
+	if err != nil {
+		return Handle{}, fmt.Errorf("starting %s: %w", id, err)
+	}
+	defer hand.close()
 	out, in, err := os.Pipe()
 	if err != nil {
 		return Handle{}, err
 	}
 	defer func() { _ = out.Close() }()
-	pid, err := r.spawn(ctx, dir, p, in)
+	pid, err := r.spawn(ctx, dir, p, hand.inherit(in)...)
 	_ = in.Close()
 	if err != nil {
 		return Handle{}, fmt.Errorf("starting the supervisor of %s: %w%s", id, err, hintNamespaces(err))
 	}
 	stop := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	hand.send(ctx)
 	var msg ready
 	switch err := json.NewDecoder(io.LimitReader(out, maxControl)).Decode(&msg); {
 	case ctx.Err() != nil:
@@ -239,8 +248,8 @@ func (r *Runtime) complaint(dir string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// spawn starts the shim and leaves it alone.
-func (r *Runtime) spawn(ctx context.Context, dir string, p plan, ready *os.File) (int, error) {
+// spawn starts the shim, with files from readyFD on, and leaves it alone.
+func (r *Runtime) spawn(ctx context.Context, dir string, p plan, files ...*os.File) (int, error) {
 	complaints, err := os.OpenFile(filepath.Join(dir, fileShim), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return 0, err
@@ -253,7 +262,7 @@ func (r *Runtime) spawn(ctx context.Context, dir string, p plan, ready *os.File)
 	// The shim is a large binary that does little: its heap stays small.
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOGC=25", "GOMEMLIMIT=24MiB", "GOMAXPROCS=2"}
 	cmd.Stdout, cmd.Stderr = complaints, complaints
-	cmd.ExtraFiles = []*os.File{ready}
+	cmd.ExtraFiles = files
 	cmd.SysProcAttr = shimAttr(p)
 	if err := cmd.Start(); err != nil {
 		return 0, err

@@ -74,6 +74,10 @@ func ShimMain(args []string) int {
 		fmt.Fprintln(os.Stderr, "this is started by lumbung itself")
 		return 2
 	}
+	// What is in a container's memory belongs in no file of this machine.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		fmt.Fprintln(os.Stderr, "forbid core files:", err)
+	}
 	pipe := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
 	s := &shim{dir: args[0], done: make(chan struct{}), broken: make(chan struct{})}
@@ -97,6 +101,10 @@ func (s *shim) run(pipe *os.File) error {
 	if st, err := readState(s.dir); err != nil || st.Phase != "" {
 		return errors.Join(err, fmt.Errorf("it was started before (%s)", st.Phase))
 	}
+	secrets, err := takeSecrets(s.plan)
+	if err != nil {
+		return err
+	}
 	if err := mountRoot(s.dir, s.plan.Spec.Rootfs); err != nil {
 		return err
 	}
@@ -107,6 +115,9 @@ func (s *shim) run(pipe *os.File) error {
 	defer func() { _ = file.Close() }()
 	s.log = newLogWriter(file, s.plan.Spec.MaxLogBytes, time.Now, s.hub.changed)
 	s.enterLimits()
+	if err := mountSecrets(s.dir, s.plan, secrets); err != nil { // it counts as the container's memory
+		return err
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var background sync.WaitGroup

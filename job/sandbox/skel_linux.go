@@ -39,6 +39,11 @@ func makeSkel(dir string, im *image, s Spec) error {
 			return err
 		}
 	}
+	if s.Secrets {
+		if err := k.mountPoint(SecretsDir, true); err != nil {
+			return err
+		}
+	}
 	return k.etc(s)
 }
 

@@ -35,6 +35,10 @@ const (
 	codeSignal        = 128 // plus the number of the signal
 )
 
+// SecretsDir is where a container finds its secrets, each a file of mode 0400 of
+// the container's user, in memory.
+const SecretsDir = "/run/secrets"
+
 // Mount is one host file or folder shown inside the container. The host side
 // belongs to the job alone.
 type Mount struct {
@@ -68,6 +72,9 @@ type Spec struct {
 	Hostname string  `json:"hostname,omitempty"` // default: the id
 	Mounts   []Mount `json:"mounts,omitempty"`
 	Devices  Devices `json:"devices,omitzero"`
+	// Secrets says that Start is given secrets, which lie in SecretsDir. Their
+	// names and values are in no file of the container's.
+	Secrets bool `json:"secrets,omitempty"`
 
 	CPUMillis   int           `json:"cpu_millis"`    // thousandths of a CPU
 	MemoryBytes uint64        `json:"memory_bytes"`  // programs, /tmp and /dev/shm together
@@ -204,6 +211,9 @@ func (s Spec) validateMounts(bad func(string, ...any) error) error {
 		}
 		if !path.IsAbs(m.Dest) || path.Clean(m.Dest) != m.Dest || strings.ContainsAny(m.Dest, "\x00\n") {
 			return bad("mount destination %q must be an absolute, clean path", m.Dest)
+		}
+		if s.Secrets && (m.Dest == path.Dir(SecretsDir) || m.Dest == SecretsDir || strings.HasPrefix(m.Dest, SecretsDir+"/")) {
+			return bad("nothing may be mounted on %s: the job's secrets lie in %s", m.Dest, SecretsDir)
 		}
 		for _, r := range reserved {
 			if m.Dest == r || (r != "/" && strings.HasPrefix(m.Dest, r+"/")) {

@@ -24,6 +24,7 @@ const (
 	dirBundle  = "bundle"      // config.json
 	dirSkel    = "skel"        // mount points and /etc files over the image
 	dirRoot    = "root"        // where the shim mounts the root, in its own namespace
+	dirSecrets = "secrets"     // where the shim mounts the secrets, in its own namespace
 	dirUpper   = "upper"       // backing of the writable layer
 	dirRunsc   = "runsc"       // runsc's state and socket
 	cid        = "c"           // runsc's id for it: there is one per folder

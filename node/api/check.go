@@ -58,6 +58,9 @@ func checkSubmit(r *client.SubmitRequest) error {
 	if err := r.Spec.Validate(); err != nil {
 		return err
 	}
+	if err := r.Secrets.Validate(); err != nil {
+		return refuse("secrets: %v", err)
+	}
 	if len(r.Key) > 200 {
 		return refuse("key: %d bytes long, over 200", len(r.Key))
 	}

@@ -106,6 +106,7 @@ func (g registrar) jobs() {
 			if err := checkSubmit(&r.Body); err != nil {
 				return client.Quote{}, err
 			}
+			r.Body.Secrets = nil // no price depends on them
 			return b.Quote(ctx, r.Body, progress)
 		})
 	type listInput struct {

@@ -42,7 +42,7 @@ func TestRoutesRoundTrip(t *testing.T) {
 		{"submit tiles 1073741824 /work k1", func(ctx context.Context) (any, error) {
 			return result(r.Submit(ctx, submitRequest(), nil))
 		}, filled[client.Job]()},
-		{"quote tiles /work", func(ctx context.Context) (any, error) { return result(r.Quote(ctx, submitRequest(), nil)) }, filled[client.Quote]()},
+		{"quote tiles /work with 0 secrets", func(ctx context.Context) (any, error) { return result(r.Quote(ctx, submitRequest(), nil)) }, filled[client.Quote]()},
 		{"jobs true", func(ctx context.Context) (any, error) { return result(r.Jobs(ctx, true)) }, filled[[]client.Job]()},
 		{"job a/b c%?", func(ctx context.Context) (any, error) { return result(r.Job(ctx, "a/b c%?")) }, filled[client.JobDetail]()},
 		{"stop j 5s", func(ctx context.Context) (any, error) { return result(r.StopJob(ctx, "j", 5*time.Second)) }, filled[client.Job]()},

@@ -22,6 +22,7 @@ func (c *Client) Submit(ctx context.Context, r SubmitRequest, progress func(Prog
 
 // Quote asks providers what a job would cost.
 func (c *Client) Quote(ctx context.Context, r SubmitRequest, progress func(Progress)) (Quote, error) {
+	r.Secrets = nil // nobody needs them for that
 	return stream[Quote](ctx, c, http.MethodPost, "/v1/quote", r, progress)
 }
 

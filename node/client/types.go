@@ -6,6 +6,7 @@ import (
 
 	"github.com/lumbung-net/lumbung/job"
 	"github.com/lumbung-net/lumbung/ledger"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // The market's own records are the API's: a job, a task, an event and an amount
@@ -19,6 +20,8 @@ type (
 	Contract = job.Contract
 	// Spec is a job as its owner wrote it.
 	Spec = job.Spec
+	// SecretSpec is a secret of a job, by its name.
+	SecretSpec = job.SecretSpec
 	// Event is one line of the node's log of what happened.
 	Event = job.Event
 	// LogRecord is one piece of a task's output.
@@ -190,6 +193,9 @@ type Finding struct {
 type SubmitRequest struct {
 	Spec Spec   `json:"spec"`
 	Dir  string `json:"dir"`
+	// Secrets are the values of those that the spec names. The node keeps them
+	// encrypted, for as long as the job is open; no answer has them.
+	Secrets protocol.Secrets `json:"secrets,omitempty"`
 	// Key makes the request repeatable: the same key again is the same job.
 	Key string `json:"key,omitempty"`
 }

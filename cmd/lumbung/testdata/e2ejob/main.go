@@ -4,6 +4,7 @@ package main
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -44,6 +45,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "to stderr")
 	case "cat": // stdin, or files
 		cat(os.Args[2:])
+	case "hash": // FILES: the SHA-256 and the mode of each
+		hash(os.Args[2:])
+	case "keep": // FILES: hash, before and after it is asked to end
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, syscall.SIGTERM)
+		hash(os.Args[2:])
+		fmt.Println("ready")
+		<-term
+		hash(os.Args[2:])
 	case "env":
 		fmt.Println(os.Getenv(arg(1)))
 	case "write": // DIR: files of several modes, below the folder
@@ -100,6 +110,16 @@ func lines(delay time.Duration, enough func(printed int) bool) {
 	}
 	if info, err := os.Stat("/out"); err == nil && info.IsDir() {
 		check(os.WriteFile("/out/count", []byte(strconv.Itoa(count)), 0o600))
+	}
+}
+
+func hash(names []string) {
+	for _, name := range names {
+		raw, err := os.ReadFile(name)
+		check(err)
+		info, err := os.Stat(name)
+		check(err)
+		fmt.Printf("%x %s\n", sha256.Sum256(raw), info.Mode())
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -191,6 +192,13 @@ func run(op string, args []string) {
 		fi, err := os.Stat(args[0])
 		check(err)
 		fmt.Println(fi.Size(), fi.Mode(), fi.ModTime().UTC().Format(time.RFC3339))
+	case "hash": // SHA-256, mode and owner of a file
+		b, err := os.ReadFile(args[0])
+		check(err)
+		fi, err := os.Stat(args[0])
+		check(err)
+		own := fi.Sys().(*syscall.Stat_t)
+		fmt.Printf("%x %v %d:%d\n", sha256.Sum256(b), fi.Mode(), own.Uid, own.Gid)
 	case "mapped": // PATH, read through a mapping
 		f, err := os.Open(args[0])
 		check(err)
