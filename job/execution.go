@@ -2,7 +2,6 @@ package job
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -31,6 +30,7 @@ type execution struct {
 	c      Contract
 	stop   context.CancelFunc // ends fetching or preparing; nil outside of them
 	gaveUp string             // why this provider itself ended the work
+	unwell string             // what the last probe of its readiness found
 
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
@@ -134,7 +134,7 @@ func (e *execution) insist(ctx context.Context, do func() error) error {
 
 func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 	switch {
-	case e.found == nil && e.contract().State.order() >= Running.order():
+	case e.found == nil && e.contract().State.order() >= Starting.order():
 		return Ended{}, fault("the container is gone: the machine or its supervisor was stopped")
 	case e.found == nil || e.found.Prepared:
 		if err := e.prepare(ctx); err != nil {
@@ -143,14 +143,14 @@ func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 		if err := e.begin(ctx); err != nil {
 			return Ended{}, err
 		}
-	case e.contract().State.order() < Running.order():
-		if err := e.enter(ctx, Running); err != nil {
-			return Ended{}, err
-		}
 	}
-	stopStream := e.streamWhileRunning(ctx)
+	if err := e.untilReady(ctx); err != nil {
+		return Ended{}, err
+	}
+	stopStream, leave := e.streamWhileRunning(ctx), e.attend(ctx)
 	exit, err := e.p.Sandbox.Wait(ctx, e.containerID())
 	stopStream()
+	leave()
 	if err != nil {
 		return Ended{}, fmt.Errorf("wait for the container: %w", err)
 	}
@@ -292,13 +292,11 @@ func (e *execution) spec(rootfs string, info ImageInfo) sandbox.Spec {
 	if cwd == "" {
 		cwd = info.Workdir
 	}
-	c := e.contract()
-	run := min(c.RunMax, c.affordable())
 	return sandbox.Spec{
 		ID: e.containerID(), Rootfs: rootfs, Args: args, Env: env, Cwd: cwd, User: info.User,
 		CPUMillis: int(l.GetResources().GetCpuMillis()), MemoryBytes: l.GetResources().GetMemoryBytes(),
 		DiskBytes: l.GetResources().GetDiskBytes(), OutputBytes: l.GetLimits().GetOutputBytes(),
-		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: run,
+		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: e.contract().sandboxLimit(),
 	}
 }
 
@@ -320,7 +318,7 @@ func (e *execution) begin(ctx context.Context) error {
 	if asked {
 		e.stopContainer(ctx, 0)
 	}
-	return e.enter(ctx, Running)
+	return nil
 }
 
 // enter moves the contract to a phase, by a heartbeat that says so.
@@ -365,10 +363,7 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 	defer e.mu.Unlock()
 	end := Ended{
 		State: Done, ExitCode: exit.Code, ExitSource: exit.Source, Reason: exit.Reason,
-		startedMs: exit.Started.UnixMilli(),
-	}
-	if !exit.Started.IsZero() {
-		end.UsageMs = paidTime(exit.Ended.Sub(exit.Started), exit.Usage.Waited)
+		startedMs: exit.Started.UnixMilli(), UsageMs: e.c.paid(exit),
 	}
 	if exit.Exceeded != nil {
 		end.Exceeded = e.exceeded(exit.Exceeded)
@@ -381,6 +376,7 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 		end.State, end.Reason, end.Exceeded = Cancelled, e.c.CancelReason, nil
 	case e.gaveUp != "":
 		end.State, end.ProviderFault, end.ExitSource, end.Reason = Failed, true, sandbox.SourceSandbox, e.gaveUp
+	case e.serviceEnd(&end, exit):
 	case exit.Code != 0:
 		end.State = Failed
 		end.ProviderFault = exit.Source == sandbox.SourceSandbox && exit.Code == sandbox.CodeSandbox
@@ -498,7 +494,7 @@ func (e *execution) advance(ctx context.Context, in Input, now time.Time, eviden
 	}
 	e.c = next
 	e.perform(effects)
-	if !next.RunningAt.IsZero() && before.RunningAt.IsZero() {
+	if next.started() && !before.started() {
 		close(e.running)
 	}
 	if next.Booked && !before.Booked {
@@ -577,12 +573,4 @@ func (e *execution) cleanUp(ctx context.Context) {
 	if err := os.RemoveAll(e.dir()); err != nil {
 		e.p.Log.Error("remove the job's folder", "lease", e.lease.ID().Short(), "err", err)
 	}
-}
-
-func jsonOf(v any) json.RawMessage {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil
-	}
-	return b
 }

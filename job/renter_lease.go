@@ -107,6 +107,7 @@ func wireTask(j *Job, index int) (*protocol.Task, error) {
 		}
 	}
 	task.Caches = wireCaches(j)
+	wireService(j.Spec, task)
 	return task, nil
 }
 

@@ -39,6 +39,7 @@ type Spec struct {
 	Private bool        `json:"private,omitempty"`
 	Caches  []CacheSpec `json:"cache,omitempty"`
 	Ports   []PortSpec  `json:"ports,omitempty"`
+	Ready   *ReadySpec  `json:"ready,omitempty"`
 	On      string      `json:"on,omitempty"`
 }
 
@@ -147,7 +148,7 @@ func (s Spec) WithDefaults() Spec {
 		setDefault(&a.Chunk, 1)
 		s.Array = &a
 	}
-	return s
+	return s.withServiceDefaults()
 }
 
 func setDefault[T comparable](v *T, d T) {
@@ -192,6 +193,9 @@ func (s Spec) Validate() error {
 		return err
 	}
 	if err := s.validatePorts(); err != nil {
+		return err
+	}
+	if err := s.validateService(); err != nil {
 		return err
 	}
 	return s.validatePaths()

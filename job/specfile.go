@@ -54,7 +54,7 @@ func Parse(name string, data []byte) (Spec, error) {
 }
 
 // laterKeys belong to versions to come.
-var laterKeys = []string{"secrets", "checkpoint", "nodes", "ready", "idle_stop"}
+var laterKeys = []string{"secrets", "checkpoint", "nodes", "idle_stop"}
 
 func (f *specFile) spec(root ast.Node) (Spec, error) {
 	var s Spec
@@ -103,6 +103,7 @@ func (f *specFile) spec(root ast.Node) (Spec, error) {
 			})
 		},
 		"ports":   func(n ast.Node, at string) (err error) { s.Ports, err = f.ports(n, at); return err },
+		"ready":   func(n ast.Node, at string) (err error) { s.Ready, err = f.ready(n, at); return err },
 		"stream":  f.boolean(&stream),
 		"private": f.boolean(&s.Private),
 		"limits":  func(n ast.Node, at string) error { return f.limits(n, at, &s.Limits) },

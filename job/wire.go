@@ -10,6 +10,7 @@ import (
 // phases between the wire and the contract.
 var phases = map[protocol.Phase]State{
 	protocol.Phase_PHASE_FETCHING: Fetching,
+	protocol.Phase_PHASE_STARTING: Starting,
 	protocol.Phase_PHASE_RUNNING:  Running,
 	protocol.Phase_PHASE_SAVING:   Saving,
 }

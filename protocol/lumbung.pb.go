@@ -131,6 +131,7 @@ const (
 	Phase_PHASE_FETCHING    Phase = 1
 	Phase_PHASE_RUNNING     Phase = 2
 	Phase_PHASE_SAVING      Phase = 3
+	Phase_PHASE_STARTING    Phase = 4 // the container runs and is not ready yet
 )
 
 // Enum value maps for Phase.
@@ -140,12 +141,14 @@ var (
 		1: "PHASE_FETCHING",
 		2: "PHASE_RUNNING",
 		3: "PHASE_SAVING",
+		4: "PHASE_STARTING",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
 		"PHASE_FETCHING":    1,
 		"PHASE_RUNNING":     2,
 		"PHASE_SAVING":      3,
+		"PHASE_STARTING":    4,
 	}
 )
 
@@ -1377,7 +1380,9 @@ type Task struct {
 	// The outputs come back encrypted to the renter.
 	Private bool `protobuf:"varint,9,opt,name=private,proto3" json:"private,omitempty"`
 	// The key of the private inputs, encrypted to the provider.
-	SealedKey     []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	SealedKey []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	// When the task counts as running; none is from its start on.
+	Ready         *Ready `protobuf:"bytes,11,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1487,76 @@ func (x *Task) GetSealedKey() []byte {
 	return nil
 }
 
+func (x *Task) GetReady() *Ready {
+	if x != nil {
+		return x.Ready
+	}
+	return nil
+}
+
+// Ready is the probe of a service: until GET http at the container's port is
+// answered by a status of 200 to 399 nothing is billed, and when within_ms have
+// passed without one the task has failed.
+type Ready struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Http          string                 `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	WithinMs      int64                  `protobuf:"varint,3,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ready) Reset() {
+	*x = Ready{}
+	mi := &file_lumbung_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ready) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ready) ProtoMessage() {}
+
+func (x *Ready) ProtoReflect() protoreflect.Message {
+	mi := &file_lumbung_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ready.ProtoReflect.Descriptor instead.
+func (*Ready) Descriptor() ([]byte, []int) {
+	return file_lumbung_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Ready) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Ready) GetHttp() string {
+	if x != nil {
+		return x.Http
+	}
+	return ""
+}
+
+func (x *Ready) GetWithinMs() int64 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
+
 // Limits bound one task.
 type Limits struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1497,7 +1572,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1584,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1597,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{14}
+	return file_lumbung_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Limits) GetFetchMs() int64 {
@@ -1597,7 +1672,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1684,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1697,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{15}
+	return file_lumbung_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Lease) GetNonce() []byte {
@@ -1779,7 +1854,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1866,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1879,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{16}
+	return file_lumbung_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Decision) GetLeaseId() []byte {
@@ -1862,7 +1937,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1949,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1962,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{17}
+	return file_lumbung_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Heartbeat) GetLeaseId() []byte {
@@ -1974,7 +2049,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2061,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2074,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{18}
+	return file_lumbung_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Verdict) GetLeaseId() []byte {
@@ -2049,7 +2124,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2136,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2149,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{19}
+	return file_lumbung_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -2117,7 +2192,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2204,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2217,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{20}
+	return file_lumbung_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogChunk) GetLeaseId() []byte {
@@ -2179,7 +2254,7 @@ type Exceeded struct {
 
 func (x *Exceeded) Reset() {
 	*x = Exceeded{}
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2266,7 @@ func (x *Exceeded) String() string {
 func (*Exceeded) ProtoMessage() {}
 
 func (x *Exceeded) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2279,7 @@ func (x *Exceeded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exceeded.ProtoReflect.Descriptor instead.
 func (*Exceeded) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{21}
+	return file_lumbung_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Exceeded) GetLimit() string {
@@ -2258,7 +2333,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2345,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2358,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{22}
+	return file_lumbung_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Result) GetLeaseId() []byte {
@@ -2399,7 +2474,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2486,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2499,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{23}
+	return file_lumbung_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Receipt) GetLeaseId() []byte {
@@ -2482,7 +2557,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2569,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2582,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{24}
+	return file_lumbung_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cancel) GetLeaseId() []byte {
@@ -2548,7 +2623,7 @@ type LeaseQuery struct {
 
 func (x *LeaseQuery) Reset() {
 	*x = LeaseQuery{}
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2635,7 @@ func (x *LeaseQuery) String() string {
 func (*LeaseQuery) ProtoMessage() {}
 
 func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2648,7 @@ func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseQuery.ProtoReflect.Descriptor instead.
 func (*LeaseQuery) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{25}
+	return file_lumbung_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaseQuery) GetLeaseId() []byte {
@@ -2597,7 +2672,7 @@ type LeaseStatus struct {
 
 func (x *LeaseStatus) Reset() {
 	*x = LeaseStatus{}
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2684,7 @@ func (x *LeaseStatus) String() string {
 func (*LeaseStatus) ProtoMessage() {}
 
 func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2697,7 @@ func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStatus.ProtoReflect.Descriptor instead.
 func (*LeaseStatus) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{26}
+	return file_lumbung_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LeaseStatus) GetLeaseId() []byte {
@@ -2676,7 +2751,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2763,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2776,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{27}
+	return file_lumbung_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExecRequest) GetLeaseId() []byte {
@@ -2760,7 +2835,7 @@ type PortRequest struct {
 
 func (x *PortRequest) Reset() {
 	*x = PortRequest{}
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2847,7 @@ func (x *PortRequest) String() string {
 func (*PortRequest) ProtoMessage() {}
 
 func (x *PortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2860,7 @@ func (x *PortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRequest.ProtoReflect.Descriptor instead.
 func (*PortRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{28}
+	return file_lumbung_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PortRequest) GetLeaseId() []byte {
@@ -2819,7 +2894,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +2906,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +2919,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{29}
+	return file_lumbung_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Ack) GetOf() []byte {
@@ -2865,7 +2940,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2952,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2965,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{30}
+	return file_lumbung_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Ping) GetNonce() []byte {
@@ -3018,7 +3093,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05Cache\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xc3\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xec\x02\n" +
 	"\x04Task\x12\x18\n" +
 	"\acommand\x18\x01 \x03(\tR\acommand\x12$\n" +
 	"\x03env\x18\x02 \x03(\v2\x12.lumbung.v1.EnvVarR\x03env\x12)\n" +
@@ -3033,7 +3108,12 @@ const file_lumbung_proto_rawDesc = "" +
 	"\aprivate\x18\t \x01(\bR\aprivate\x12\x1d\n" +
 	"\n" +
 	"sealed_key\x18\n" +
-	" \x01(\fR\tsealedKey\"\xa7\x01\n" +
+	" \x01(\fR\tsealedKey\x12'\n" +
+	"\x05ready\x18\v \x01(\v2\x11.lumbung.v1.ReadyR\x05ready\"L\n" +
+	"\x05Ready\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04http\x18\x02 \x01(\tR\x04http\x12\x1b\n" +
+	"\twithin_ms\x18\x03 \x01(\x03R\bwithinMs\"\xa7\x01\n" +
 	"\x06Limits\x12\x19\n" +
 	"\bfetch_ms\x18\x01 \x01(\x03R\afetchMs\x12\x15\n" +
 	"\x06run_ms\x18\x02 \x01(\x03R\x05runMs\x12\x1b\n" +
@@ -3178,12 +3258,13 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x0eREASON_EXPIRED\x10\x0e\x12\x16\n" +
 	"\x12REASON_UNKNOWN_BID\x10\x0f\x12\x15\n" +
 	"\x11REASON_NO_SANDBOX\x10\x10\x12\x16\n" +
-	"\x12REASON_GPU_DEVICES\x10\x11*W\n" +
+	"\x12REASON_GPU_DEVICES\x10\x11*k\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_FETCHING\x10\x01\x12\x11\n" +
 	"\rPHASE_RUNNING\x10\x02\x12\x10\n" +
-	"\fPHASE_SAVING\x10\x03*_\n" +
+	"\fPHASE_SAVING\x10\x03\x12\x12\n" +
+	"\x0ePHASE_STARTING\x10\x04*_\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOUTCOME_DONE\x10\x01\x12\x12\n" +
@@ -3203,7 +3284,7 @@ func file_lumbung_proto_rawDescGZIP() []byte {
 }
 
 var file_lumbung_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_lumbung_proto_goTypes = []any{
 	(Reason)(0),           // 0: lumbung.v1.Reason
 	(Phase)(0),            // 1: lumbung.v1.Phase
@@ -3222,23 +3303,24 @@ var file_lumbung_proto_goTypes = []any{
 	(*Input)(nil),         // 14: lumbung.v1.Input
 	(*Cache)(nil),         // 15: lumbung.v1.Cache
 	(*Task)(nil),          // 16: lumbung.v1.Task
-	(*Limits)(nil),        // 17: lumbung.v1.Limits
-	(*Lease)(nil),         // 18: lumbung.v1.Lease
-	(*Decision)(nil),      // 19: lumbung.v1.Decision
-	(*Heartbeat)(nil),     // 20: lumbung.v1.Heartbeat
-	(*Verdict)(nil),       // 21: lumbung.v1.Verdict
-	(*LogRecord)(nil),     // 22: lumbung.v1.LogRecord
-	(*LogChunk)(nil),      // 23: lumbung.v1.LogChunk
-	(*Exceeded)(nil),      // 24: lumbung.v1.Exceeded
-	(*Result)(nil),        // 25: lumbung.v1.Result
-	(*Receipt)(nil),       // 26: lumbung.v1.Receipt
-	(*Cancel)(nil),        // 27: lumbung.v1.Cancel
-	(*LeaseQuery)(nil),    // 28: lumbung.v1.LeaseQuery
-	(*LeaseStatus)(nil),   // 29: lumbung.v1.LeaseStatus
-	(*ExecRequest)(nil),   // 30: lumbung.v1.ExecRequest
-	(*PortRequest)(nil),   // 31: lumbung.v1.PortRequest
-	(*Ack)(nil),           // 32: lumbung.v1.Ack
-	(*Ping)(nil),          // 33: lumbung.v1.Ping
+	(*Ready)(nil),         // 17: lumbung.v1.Ready
+	(*Limits)(nil),        // 18: lumbung.v1.Limits
+	(*Lease)(nil),         // 19: lumbung.v1.Lease
+	(*Decision)(nil),      // 20: lumbung.v1.Decision
+	(*Heartbeat)(nil),     // 21: lumbung.v1.Heartbeat
+	(*Verdict)(nil),       // 22: lumbung.v1.Verdict
+	(*LogRecord)(nil),     // 23: lumbung.v1.LogRecord
+	(*LogChunk)(nil),      // 24: lumbung.v1.LogChunk
+	(*Exceeded)(nil),      // 25: lumbung.v1.Exceeded
+	(*Result)(nil),        // 26: lumbung.v1.Result
+	(*Receipt)(nil),       // 27: lumbung.v1.Receipt
+	(*Cancel)(nil),        // 28: lumbung.v1.Cancel
+	(*LeaseQuery)(nil),    // 29: lumbung.v1.LeaseQuery
+	(*LeaseStatus)(nil),   // 30: lumbung.v1.LeaseStatus
+	(*ExecRequest)(nil),   // 31: lumbung.v1.ExecRequest
+	(*PortRequest)(nil),   // 32: lumbung.v1.PortRequest
+	(*Ack)(nil),           // 33: lumbung.v1.Ack
+	(*Ping)(nil),          // 34: lumbung.v1.Ping
 }
 var file_lumbung_proto_depIdxs = []int32{
 	4,  // 0: lumbung.v1.Capacity.gpus:type_name -> lumbung.v1.GPU
@@ -3248,23 +3330,24 @@ var file_lumbung_proto_depIdxs = []int32{
 	13, // 4: lumbung.v1.Task.env:type_name -> lumbung.v1.EnvVar
 	14, // 5: lumbung.v1.Task.inputs:type_name -> lumbung.v1.Input
 	15, // 6: lumbung.v1.Task.caches:type_name -> lumbung.v1.Cache
-	7,  // 7: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
-	8,  // 8: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
-	16, // 9: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
-	17, // 10: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
-	3,  // 11: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
-	0,  // 12: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
-	1,  // 13: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
-	22, // 14: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
-	2,  // 15: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
-	24, // 16: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
-	3,  // 17: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
-	3,  // 18: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	17, // 7: lumbung.v1.Task.ready:type_name -> lumbung.v1.Ready
+	7,  // 8: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
+	8,  // 9: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
+	16, // 10: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
+	18, // 11: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
+	3,  // 12: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
+	0,  // 13: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
+	1,  // 14: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
+	23, // 15: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
+	2,  // 16: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
+	25, // 17: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
+	3,  // 18: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
+	3,  // 19: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_lumbung_proto_init() }
@@ -3278,7 +3361,7 @@ func file_lumbung_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lumbung_proto_rawDesc), len(file_lumbung_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

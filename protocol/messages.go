@@ -194,7 +194,7 @@ func (t *Task) check() error {
 			return err
 		}
 	}
-	return first(t.checkCaches(), t.checkPrivate(), text("workdir", t.GetWorkdir(), maxPath))
+	return first(t.checkCaches(), t.checkPrivate(), t.GetReady().check(), text("workdir", t.GetWorkdir(), maxPath))
 }
 
 func (t *Task) checkCaches() error {
@@ -260,7 +260,7 @@ func (d *Decision) Validate(now time.Time) error {
 
 // Validate implements Message.
 func (h *Heartbeat) Validate(now time.Time) error {
-	if h.GetPhase() < Phase_PHASE_FETCHING || h.GetPhase() > Phase_PHASE_SAVING {
+	if h.GetPhase() < Phase_PHASE_FETCHING || h.GetPhase() > Phase_PHASE_STARTING {
 		return bad("phase %d is not known", h.GetPhase())
 	}
 	if len(h.GetOutputs()) > 0 {

@@ -43,6 +43,9 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 	for _, p := range j.Spec.Ports {
 		row(w, "port", portText(p))
 	}
+	if r := j.Spec.Ready; r != nil {
+		row(w, "ready", fmt.Sprintf("when GET %s on port %d is answered, within %s", r.HTTP, r.Port, spanText(r.Within)))
+	}
 	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
 	if j.Over() {
 		row(w, "took", spanText(j.Ended.Sub(j.Created)))
@@ -65,10 +68,10 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 		return
 	}
 	row(w, "")
-	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "FETCHING", "RUNNING", "USED", "CHARGE", "REASON")
+	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "FETCHING", "STARTING", "RUNNING", "USED", "CHARGE", "REASON")
 	for _, c := range d.Contracts {
 		row(w, c.ID.Short(), c.Task, c.State, peerText(c.Provider), priceText(client.Amount{Asset: c.Asset, Lo: c.Price}),
-			phase(c.FetchingAt, c.RunningAt, c.EndedAt, a.now()), phase(c.RunningAt, c.SavingAt, c.EndedAt, a.now()),
+			phase(c.FetchingAt, a.now(), c.StartingAt, c.RunningAt, c.SavingAt, c.EndedAt), phase(c.StartingAt, a.now(), c.RunningAt, c.SavingAt, c.EndedAt), phase(c.RunningAt, a.now(), c.SavingAt, c.EndedAt),
 			spanText(ms(c.UsageMs)), moneyText(c.Charge), orElse(c.Reason, reasonOrNone(c.Refusal)))
 	}
 }
@@ -83,11 +86,11 @@ func reasonOrNone(name string) string {
 }
 
 // phase is how long a phase has lasted, or lasts.
-func phase(from, next, end, now time.Time) string {
+func phase(from, now time.Time, ends ...time.Time) string {
 	if from.IsZero() {
 		return "-"
 	}
-	for _, until := range []time.Time{next, end} {
+	for _, until := range ends {
 		if !until.IsZero() {
 			return spanText(until.Sub(from))
 		}
