@@ -9,6 +9,9 @@ import (
 const (
 	// LimitReady is the time in which a service must answer its probe.
 	LimitReady = "ready"
+	// LimitIdle is the time after which a service that nobody is connected to has
+	// done its work.
+	LimitIdle = "idle"
 )
 
 // timeUp notes on the provider's side why it ends the work, before it does:

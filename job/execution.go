@@ -34,6 +34,7 @@ type execution struct {
 
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
+	visits  visits        // to them
 
 	streamed      []byte // the newest snapshot of the streamed outputs
 	streamedBytes uint64
@@ -51,6 +52,7 @@ func (p *Provider) newExecution(lease protocol.Signed[*protocol.Lease], c Contra
 		running: make(chan struct{}), worked: make(chan struct{}), booked: make(chan struct{}), beat: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}
 	e.sawLog(c.LogSeq)
+	e.visits.changed = make(chan struct{}, 1)
 	e.reach.make = func(ctx context.Context) (Forwarder, error) { return p.Sandbox.Forward(ctx, e.containerID()) }
 	return e
 }

@@ -3,7 +3,9 @@ package job
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
@@ -100,13 +102,15 @@ func (e *execution) outOfTime(ctx context.Context, of string, grace time.Duratio
 // attend watches over a service while it runs, until the function it returns is
 // called.
 func (e *execution) attend(ctx context.Context) (leave func()) {
-	c := e.contract()
-	if c.ReadyMax == 0 || c.State != Running {
-		return func() {}
-	}
+	c, idle := e.contract(), time.Duration(e.lease.Msg.GetSpec().GetIdleStopMs())*time.Millisecond
 	ctx, cancel := context.WithCancel(ctx)
 	var g sync.WaitGroup
-	g.Go(func() { e.holdLimit(ctx, c) })
+	if c.State == Running && c.ReadyMax > 0 {
+		g.Go(func() { e.holdLimit(ctx, c) })
+	}
+	if c.State == Running && idle > 0 {
+		g.Go(func() { e.watchIdle(ctx, idle) })
+	}
 	return func() {
 		cancel()
 		g.Wait()
@@ -125,6 +129,37 @@ func (e *execution) holdLimit(ctx context.Context, c Contract) {
 	}
 	if err := e.outOfTime(ctx, sandbox.LimitTime, 0); err != nil && ctx.Err() == nil {
 		e.p.Log.Error("end a service at its limit", "lease", c.ID.Short(), "err", err)
+	}
+}
+
+// watchIdle ends a service when nobody has been connected to its ports for so
+// long. A restart of this node, which cuts all connections, begins that anew.
+func (e *execution) watchIdle(ctx context.Context, limit time.Duration) {
+	began := e.p.Now()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.visits.changed:
+		case <-t.C:
+		}
+		since, idle := e.visits.idle(began)
+		left := limit - e.p.Now().Sub(since)
+		switch {
+		case !idle:
+			t.Stop()
+			continue
+		case left > 0:
+			t.Reset(left)
+			continue
+		}
+		e.p.Log.Info("service is idle", "lease", e.lease.ID().Short(), "limit", limit)
+		if err := e.outOfTime(ctx, LimitIdle, serviceGrace); err != nil && ctx.Err() == nil {
+			e.p.Log.Error("end an idle service", "lease", e.lease.ID().Short(), "err", err)
+		}
+		return
 	}
 }
 
@@ -157,6 +192,8 @@ func (e *execution) serviceEnd(end *Ended, exit sandbox.Exit) bool {
 	c := &e.c
 	byTime := exit.Exceeded != nil && exit.Exceeded.Limit == sandbox.LimitTime
 	switch {
+	case c.TimeUp == LimitIdle && exit.Stopped && exit.Exceeded == nil && exit.Source == sandbox.SourceJob:
+		e.servedItsTime(end, exit)
 	case c.ReadyMax == 0:
 		return false
 	case c.RunningAt.IsZero() && (byTime || c.TimeUp == LimitReady):
@@ -183,6 +220,29 @@ func (e *execution) serviceEnd(end *Ended, exit sandbox.Exit) bool {
 	return true
 }
 
+// servedItsTime words the end of an idle service, which is what its owner wants:
+// the signal that ended it is no failure of its.
+func (e *execution) servedItsTime(end *Ended, exit sandbox.Exit) {
+	const signalled = 128
+	if exit.Signal != 0 || exit.Code == signalled+int(syscall.SIGTERM) || exit.Code == signalled+int(syscall.SIGKILL) {
+		end.ExitCode = 0
+	}
+	idle := time.Duration(e.lease.Msg.GetSpec().GetIdleStopMs()) * time.Millisecond
+	end.State, end.Reason = Done, fmt.Sprintf("idle for %s: no connection to its ports", spanWord(idle))
+}
+
+// spanWord is a time without the zeros at its end: 10m, not 10m0s.
+func spanWord(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // neverReady words the end of a service that took too long to be ready.
 func (e *execution) neverReady(end *Ended, exit sandbox.Exit) {
 	c := &e.c
@@ -194,7 +254,7 @@ func (e *execution) neverReady(end *Ended, exit sandbox.Exit) {
 	end.Exceeded = &Exceeded{
 		Limit: LimitReady, Max: uint64(c.ReadyMax.Milliseconds()), Seen: uint64(max(0, at.Sub(c.StartingAt).Milliseconds())), At: at,
 	}
-	end.Reason = fmt.Sprintf("not ready within %s", c.ReadyMax)
+	end.Reason = fmt.Sprintf("not ready within %s", spanWord(c.ReadyMax))
 	if e.unwell != "" {
 		end.Reason += ": " + e.unwell
 	}

@@ -40,7 +40,10 @@ type Spec struct {
 	Caches  []CacheSpec `json:"cache,omitempty"`
 	Ports   []PortSpec  `json:"ports,omitempty"`
 	Ready   *ReadySpec  `json:"ready,omitempty"`
-	On      string      `json:"on,omitempty"`
+	// IdleStop ends the job, as done, when its ports have had no connection for
+	// so long; 0 never does.
+	IdleStop time.Duration `json:"idle_stop,omitempty"`
+	On       string        `json:"on,omitempty"`
 }
 
 // Array makes one job of many tasks over a range of numbers.

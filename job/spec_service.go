@@ -22,6 +22,9 @@ const (
 	DefaultReadyWithin = 5 * time.Minute
 	// MaxReadyWithin bounds that: it is the provider's gift.
 	MaxReadyWithin = 15 * time.Minute
+	// MinIdleStop and MaxIdleStop bound IdleStop.
+	MinIdleStop = 10 * time.Second
+	MaxIdleStop = 400 * 24 * time.Hour
 )
 
 func (s Spec) withServiceDefaults() Spec {
@@ -51,6 +54,13 @@ func (s Spec) onlyPort() (uint16, bool) {
 }
 
 func (s Spec) validateService() error {
+	switch {
+	case s.IdleStop == 0:
+	case s.IdleStop < MinIdleStop || s.IdleStop > MaxIdleStop:
+		return specErr("idle_stop: %s is not between %s and %dd", s.IdleStop, MinIdleStop, MaxIdleStop/(24*time.Hour))
+	case len(s.Ports) == 0:
+		return specErr("idle_stop: without ports nobody can be connected; name them under ports, or with -p")
+	}
 	r := s.Ready
 	switch {
 	case r == nil:
@@ -68,6 +78,7 @@ func (s Spec) validateService() error {
 
 // wireService is what a provider is told of a service.
 func wireService(s Spec, task *protocol.Task) {
+	task.IdleStopMs = s.IdleStop.Milliseconds()
 	if r := s.Ready; r != nil {
 		task.Ready = &protocol.Ready{Port: uint32(r.Port), Http: r.HTTP, WithinMs: r.Within.Milliseconds()}
 	}

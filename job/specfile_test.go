@@ -68,6 +68,10 @@ func TestServiceKeysAreRead(t *testing.T) {
 			t.Errorf("%s: told as %v, %v", text, r, err)
 		}
 	}
+	s, err := Parse("j.yaml", []byte(head+"ports: [80]\nidle_stop: 10m\n"))
+	if task, e := wireTask(&Job{ID: "j1", Spec: s}, 0); err != nil || e != nil || s.IdleStop != 10*time.Minute || task.GetIdleStopMs() != 600_000 {
+		t.Errorf("%+v, told as %v; %v, %v", s, task, err, e)
+	}
 	for text, want := range map[string]string{
 		"ready: {http: /health}":                    "ready.port: missing",
 		"ports: [80, 81]\nready: {http: /health}":   "ready.port: missing",
@@ -78,6 +82,9 @@ func TestServiceKeysAreRead(t *testing.T) {
 		"ready: {http: /a, port: 80, within: 20ms}": "is not between 1s and 15m",
 		"ready: {http: /a, port: 70000}":            "ready.port: \"70000\" is no port",
 		"ready: {http: /a, port: 80, every: 2s}":    `unknown key "ready.every"`,
+		"idle_stop: 5m":                             "idle_stop: without ports",
+		"ports: [80]\nidle_stop: 9s":                "is not between 10s and 400d",
+		"ports: [80]\nidle_stop: soon":              `idle_stop: "soon" is no duration`,
 		"ready: /health":                            "ready: want keys with values",
 	} {
 		if s, err := Parse("j.yaml", []byte(head+text+"\n")); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), want) {
@@ -200,7 +207,7 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		head + "ports: [80:80, 80:81]":                      "80 is used twice",
 		head + "ports: [80]\narray: 1-2":                    "an array has none of its own",
 		head + "secrets: [a]":                               "j.yaml:3:1: secrets: not in this version yet",
-		head + "idle_stop: 5m":                              "idle_stop: not in this version yet",
+		head + "checkpoint: {every: 5m}":                    "checkpoint: not in this version yet",
 		head + "image: y":                                   "already defined",
 		head + "env: {A: [1]}":                              "env.A: want one value, got a list",
 		head + "env: {LUMBUNG_JOB: x}":                      "names that begin with LUMBUNG_ are lumbung's own",

@@ -1382,7 +1382,9 @@ type Task struct {
 	// The key of the private inputs, encrypted to the provider.
 	SealedKey []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
 	// When the task counts as running; none is from its start on.
-	Ready         *Ready `protobuf:"bytes,11,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ready *Ready `protobuf:"bytes,11,opt,name=ready,proto3" json:"ready,omitempty"`
+	// It is ended, as done, when its ports have had no connection for so long.
+	IdleStopMs    int64 `protobuf:"varint,12,opt,name=idle_stop_ms,json=idleStopMs,proto3" json:"idle_stop_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1492,6 +1494,13 @@ func (x *Task) GetReady() *Ready {
 		return x.Ready
 	}
 	return nil
+}
+
+func (x *Task) GetIdleStopMs() int64 {
+	if x != nil {
+		return x.IdleStopMs
+	}
+	return 0
 }
 
 // Ready is the probe of a service: until GET http at the container's port is
@@ -3093,7 +3102,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05Cache\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xec\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\x8e\x03\n" +
 	"\x04Task\x12\x18\n" +
 	"\acommand\x18\x01 \x03(\tR\acommand\x12$\n" +
 	"\x03env\x18\x02 \x03(\v2\x12.lumbung.v1.EnvVarR\x03env\x12)\n" +
@@ -3109,7 +3118,9 @@ const file_lumbung_proto_rawDesc = "" +
 	"\n" +
 	"sealed_key\x18\n" +
 	" \x01(\fR\tsealedKey\x12'\n" +
-	"\x05ready\x18\v \x01(\v2\x11.lumbung.v1.ReadyR\x05ready\"L\n" +
+	"\x05ready\x18\v \x01(\v2\x11.lumbung.v1.ReadyR\x05ready\x12 \n" +
+	"\fidle_stop_ms\x18\f \x01(\x03R\n" +
+	"idleStopMs\"L\n" +
 	"\x05Ready\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
 	"\x04http\x18\x02 \x01(\tR\x04http\x12\x1b\n" +

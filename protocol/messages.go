@@ -194,7 +194,7 @@ func (t *Task) check() error {
 			return err
 		}
 	}
-	return first(t.checkCaches(), t.checkPrivate(), t.GetReady().check(), text("workdir", t.GetWorkdir(), maxPath))
+	return first(t.checkCaches(), t.checkPrivate(), t.GetReady().check(), t.checkIdle(), text("workdir", t.GetWorkdir(), maxPath))
 }
 
 func (t *Task) checkCaches() error {

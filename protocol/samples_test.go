@@ -76,7 +76,7 @@ func sampleLease() *Lease {
 			Command: []string{"render", "--tile", "5"}, Env: []*EnvVar{{Name: "TILE", Value: "5"}},
 			Inputs: []*Input{{Root: sampleCID(), To: "/in", Size: 10, Private: true}}, Outputs: []string{"/out"}, Workdir: "/work", Entrypoint: []string{"/bin/sh"},
 			Caches: []*Cache{{Key: "weights", To: "/cache", Size: 1 << 30}}, Streams: []uint32{0}, Private: true, SealedKey: fill(9, 200),
-			Ready: &Ready{Port: 8080, Http: "/health?deep=1", WithinMs: 300_000},
+			Ready: &Ready{Port: 8080, Http: "/health?deep=1", WithinMs: 300_000}, IdleStopMs: 600_000,
 		},
 		Limits: &Limits{FetchMs: 60_000, RunMs: 3_600_000, LogBytes: 1 << 20, OutputBytes: 1 << 30, Pids: 1024, SaveMs: 60_000},
 		Net:    "none", Asset: "test", PricePerHour: 450, Budget: &Amount{Asset: "test", Hi: 1, Lo: 2}, HeartbeatMs: 1000,

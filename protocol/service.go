@@ -20,6 +20,13 @@ func (r *Ready) check() error {
 	return ProbePath(r.GetHttp())
 }
 
+func (t *Task) checkIdle() error {
+	if ms := t.GetIdleStopMs(); ms != 0 && (ms < minIdleMs || ms > maxMillis) {
+		return bad("idle stop of %d ms is not between %d and %d", ms, minIdleMs, maxMillis)
+	}
+	return nil
+}
+
 // ProbePath says what is wrong with the path of an HTTP probe: an absolute
 // path, perhaps with a query, of printable ASCII without blanks.
 func ProbePath(p string) error {

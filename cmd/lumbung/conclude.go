@@ -167,7 +167,11 @@ func (a *app) sayOutcome(d client.JobDetail, o outcome, followed bool) {
 			a.con.Notef("job %s done, %s of %d failed, %s", o.Job, plural(n, "task"), len(d.Tasks), moneyText(o.Spent))
 			return
 		}
-		a.con.Notef("job %s done, %s", o.Job, moneyText(o.Spent))
+		why := ""
+		if o.Reason != "" && !followed {
+			why = ": " + clean(o.Reason)
+		}
+		a.con.Notef("job %s done%s, %s", o.Job, why, moneyText(o.Spent))
 		return
 	}
 	switch {

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -116,4 +117,42 @@ func TestE2ENeverReady(t *testing.T) {
 			t.Errorf("%s has booked %+v, %v", n.name, s.Rows, err)
 		}
 	}
+}
+
+// A service is over when nobody has been connected to it for a while, and not
+// while somebody is.
+func TestE2EIdleStop(t *testing.T) {
+	t.Parallel()
+	w := serviceWorld(t)
+	out := filepath.Join(t.TempDir(), "out")
+	spec := program("service", "/out")
+	spec.Outputs = []job.OutputSpec{{From: "/out", To: out}}
+	spec.Ports, spec.IdleStop = []job.PortSpec{{Remote: 8080}}, job.MinIdleStop
+	j := w.renter.submit(t, spec)
+	w.renter.awaitLine(t, j.ID, "serving")
+	w.renter.touchGo(t, j.ID)
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.renter.detail(t, j.ID).Job.Spec.Ports[0].Local))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	answer := make([]byte, 12)
+	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "HTTP/1.1 200" {
+		t.Fatalf("%q %v", answer, err)
+	}
+	left := time.Now()
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := w.renter.over(t, j.ID)
+	if d.Job.State != job.JobDone || d.Job.ExitCode != 0 || d.Job.Reason != "idle for 10s: no connection to its ports" || time.Since(left) < job.MinIdleStop {
+		t.Errorf("job %s, exit %d, %q, %s after the last connection", d.Job.State, d.Job.ExitCode, d.Job.Reason, time.Since(left))
+	}
+	if text := outFile(t, out, "go"); text != "" {
+		t.Errorf("the output is %q", text)
+	}
+	if sum := w.settled(t); sum.IsZero() || sum.Cmp(d.Job.Spent) != 0 || d.Tasks[0].UsageMs < job.MinIdleStop.Milliseconds() {
+		t.Errorf("%s were booked, the job cost %s for %d ms", sum, d.Job.Spent, d.Tasks[0].UsageMs)
+	}
+	w.providers[0].idle(t)
 }

@@ -351,7 +351,11 @@ func taskLine(t job.TaskRecord, known bool) string {
 	case string(job.Leased), string(job.Fetching), string(job.Starting), string(job.Running), string(job.Saving):
 		return fmt.Sprintf("%-9s", t.State) + on
 	case string(job.Done):
-		return fmt.Sprintf("done      %s in %s, %s", "exit "+fmt.Sprint(t.ExitCode), spanText(time.Duration(t.UsageMs)*time.Millisecond), moneyText(t.Charge))
+		line := fmt.Sprintf("done      exit %d in %s", t.ExitCode, spanText(time.Duration(t.UsageMs)*time.Millisecond))
+		if t.Reason != "" {
+			line += ": " + clean(t.Reason)
+		}
+		return line + ", " + moneyText(t.Charge)
 	}
 	line := fmt.Sprintf("%-9s exit %d", t.State, t.ExitCode)
 	if t.Exceeded != nil {

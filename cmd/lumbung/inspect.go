@@ -46,6 +46,9 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 	if r := j.Spec.Ready; r != nil {
 		row(w, "ready", fmt.Sprintf("when GET %s on port %d is answered, within %s", r.HTTP, r.Port, spanText(r.Within)))
 	}
+	if j.Spec.IdleStop > 0 {
+		row(w, "ends", "when nobody has been connected to its ports for "+spanText(j.Spec.IdleStop))
+	}
 	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
 	if j.Over() {
 		row(w, "took", spanText(j.Ended.Sub(j.Created)))

@@ -32,7 +32,7 @@ type runFlags struct {
 	private                        bool
 	readyHTTP                      string
 	readyPort                      uint16
-	readyWithin                    time.Duration
+	readyWithin, idleStop          time.Duration
 }
 
 func (f *runFlags) add(fs *pflag.FlagSet) {
@@ -51,6 +51,7 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.readyHTTP, "ready-http", "", "`path`: bill only from when GET of it is answered, such as /health")
 	fs.Uint16Var(&f.readyPort, "ready-port", 0, "`port` of the container for --ready-http (default the one of -p)")
 	fs.DurationVar(&f.readyWithin, "ready-within", 0, "`time` a service may take to be ready (default 5m, at most 15m)")
+	fs.DurationVar(&f.idleStop, "idle-stop", 0, "`time` without a connection to its ports after which a service has done its work")
 	fs.StringVar(&f.array, "array", "", "`range`: tasks over 1-240, or 1-240:4 for four numbers each")
 	fs.IntVar(&f.parallel, "parallel", 0, "most `tasks` at once (default all)")
 	fs.IntVar(&f.maxFailed, "max-failed", 0, "failed `tasks` that the job bears")
@@ -105,6 +106,7 @@ func (f *runFlags) spec(fs *pflag.FlagSet, args []string) (job.Spec, error) {
 	if f.readyHTTP != "" {
 		s.Ready = &job.ReadySpec{HTTP: f.readyHTTP, Port: f.readyPort, Within: f.readyWithin}
 	}
+	s.IdleStop = f.idleStop
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {
 		return s, usageErrf("%w", err)

@@ -55,6 +55,7 @@ func TestRunFlagsToSpec(t *testing.T) {
 		"ready": {[]string{"-p", "8080:80", "--ready-http", "/health", "img"}, func(s *job.Spec) {
 			s.Ports, s.Ready = []job.PortSpec{{Local: 8080, Remote: 80}}, &job.ReadySpec{HTTP: "/health", Port: 80, Within: 5 * time.Minute}
 		}},
+		"idle": {[]string{"-p", "80", "--idle-stop", "10m", "img"}, func(s *job.Spec) { s.Ports, s.IdleStop = []job.PortSpec{{Remote: 80}}, 10*time.Minute }},
 		"ready port": {[]string{"--ready-http", "/up", "--ready-port", "81", "--ready-within", "2m", "img"}, func(s *job.Spec) {
 			s.Ready = &job.ReadySpec{HTTP: "/up", Port: 81, Within: 2 * time.Minute}
 		}},
@@ -84,6 +85,8 @@ func TestRunFlagsRefused(t *testing.T) {
 		{[]string{"--memory", "lots", "img"}, "--memory lots"},
 		{[]string{"--ready-http", "/health", "img"}, "ready.port: missing"},
 		{[]string{"--ready-http", "health", "-p", "80", "img"}, "begins with a single /"},
+		{[]string{"--idle-stop", "10m", "img"}, "without ports"},
+		{[]string{"--idle-stop", "1s", "-p", "80", "img"}, "is not between 10s"},
 		{[]string{"--ready-within", "1m", "img"}, "give --ready-http too"},
 		{[]string{"--ready-http", "/", "--ready-within", "1h", "-p", "80", "img"}, "is not between"},
 		{[]string{"--cpus", "-1", "img"}, "--cpus -1"},
