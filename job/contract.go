@@ -89,6 +89,7 @@ type Contract struct {
 	// ReadyMax is how long the container may take to be ready; 0 is ready at once.
 	ReadyMax time.Duration `json:"ready_max,omitempty"`
 
+	AskedAt    time.Time `json:"asked_at,omitzero"` // when the renter's auction for it began
 	ProposedAt time.Time `json:"proposed_at"`
 	AcceptBy   time.Time `json:"accept_by"`
 	LeasedAt   time.Time `json:"leased_at,omitzero"`
@@ -116,6 +117,7 @@ type Contract struct {
 	// WaitedBefore is how long the image was waited for before it was ready.
 	WaitedBefore time.Duration `json:"waited_before,omitempty"`
 
+	Took          Took          `json:"took,omitzero"`
 	ExitCode      int           `json:"exit_code"`
 	ExitSource    string        `json:"exit_source,omitempty"`
 	Reason        string        `json:"reason,omitempty"`
@@ -183,6 +185,7 @@ type (
 		UsageMs       int64
 		LogSeq        uint64
 		ProviderFault bool
+		Took          Took
 
 		outputBytes uint64 // for the message alone
 		startedMs   int64
@@ -418,7 +421,7 @@ func (c Contract) ended(in Ended, now time.Time) (Contract, []Effect, error) {
 	c.State, c.EndedAt = in.State, now
 	c.UsageMs, c.LogSeq = in.UsageMs, max(c.LogSeq, in.LogSeq)
 	c.ExitCode, c.ExitSource, c.Reason = in.ExitCode, in.ExitSource, in.Reason
-	c.Exceeded, c.Outputs, c.ProviderFault = in.Exceeded, in.Outputs, in.ProviderFault
+	c.Exceeded, c.Outputs, c.ProviderFault, c.Took = in.Exceeded, in.Outputs, in.ProviderFault, in.Took
 	c.Charge = c.due(c.UsageMs)
 	if c.Side == SideProvider {
 		return c, []Effect{EffectRelease, EffectBook}, nil

@@ -35,6 +35,7 @@ type execution struct {
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
 	visits  visits        // to them
+	timing  timing        // of the way to its start
 
 	streamed      []byte // the newest snapshot of the streamed outputs
 	streamedBytes uint64
@@ -180,6 +181,7 @@ func (e *execution) prepare(ctx context.Context) error {
 	if !e.begun(cancel) {
 		return errors.New("cancelled before it began")
 	}
+	e.timing.begin(e.p.Now())
 	if err := e.enter(ctx, Fetching); err != nil {
 		return err
 	}
@@ -230,7 +232,10 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 	if err := e.checkKeys(); err != nil {
 		return sandbox.Spec{}, err
 	}
-	if err := e.p.Content.FetchImage(ctx, l.GetImage(), from, e.progress); err != nil {
+	stopped := e.fetching()
+	err := e.p.Content.FetchImage(ctx, l.GetImage(), from, e.progress)
+	stopped()
+	if err != nil {
 		return sandbox.Spec{}, fault("fetch the image: %w", err)
 	}
 	e.p.cached.changed(l.GetImage().GetRoot())
@@ -243,7 +248,10 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 		return spec, fault("make the job's folder: %w", err)
 	}
 	for i, in := range l.GetSpec().GetInputs() {
-		if err := e.p.Content.FetchDAG(ctx, in.GetRoot(), from, in.GetSize(), e.progress); err != nil {
+		stopped := e.fetching()
+		err := e.p.Content.FetchDAG(ctx, in.GetRoot(), from, in.GetSize(), e.progress)
+		stopped()
+		if err != nil {
 			return spec, fault("fetch the input for %s: %w", in.GetTo(), err)
 		}
 		dest := filepath.Join(e.dir(), "in", strconv.Itoa(i))
@@ -315,6 +323,7 @@ func (e *execution) begin(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	e.stop = nil
+	e.c.Took = e.timing.took(e.p.Now())
 	asked := e.ending()
 	e.mu.Unlock()
 	if asked {
@@ -445,12 +454,14 @@ func (e *execution) conclude(ctx context.Context, end Ended) error {
 	}
 	end.UsageMs, end.Reason = max(end.UsageMs, e.c.UsageMs), short(end.Reason)
 	now := e.p.Now()
+	end.Took = e.c.tookInAll(now)
 	msg := &protocol.Result{
 		LeaseId: idBytes(e.c.ID), Outcome: outcomeOf(end.State), ExitCode: int32(end.ExitCode), ExitSource: end.ExitSource,
 		Reason: end.Reason, Outputs: end.Outputs, OutputBytes: end.outputBytes, StartedMs: end.startedMs,
 		EndedMs: now.UnixMilli(), UsageMs: end.UsageMs, LogSeq: e.logSeen.Load(), ProviderFault: end.ProviderFault,
 		Charge: e.c.due(end.UsageMs).Wire(),
 	}
+	end.Took.tell(msg)
 	if x := end.Exceeded; x != nil {
 		msg.Exceeded = &protocol.Exceeded{Limit: x.Limit, Max: x.Max, Seen: x.Seen, AtMs: x.At.UnixMilli()}
 	}

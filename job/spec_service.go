@@ -13,8 +13,8 @@ import (
 // that takes longer than Within; until then nothing is billed.
 type ReadySpec struct {
 	HTTP   string        `json:"http"` // a path
-	Port   uint16        `json:"port"`
-	Within time.Duration `json:"within"`
+	Port   uint16        `json:"port,omitempty"`
+	Within time.Duration `json:"within,omitempty"`
 }
 
 const (

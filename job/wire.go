@@ -58,7 +58,7 @@ func InputOf(msg protocol.Message) (Input, error) {
 		return Ended{
 			State: outcomes[m.GetOutcome()], ExitCode: int(m.GetExitCode()), ExitSource: m.GetExitSource(),
 			Reason: m.GetReason(), Exceeded: exceededOf(m.GetExceeded()), Outputs: m.GetOutputs(),
-			UsageMs: m.GetUsageMs(), LogSeq: m.GetLogSeq(), ProviderFault: m.GetProviderFault(),
+			UsageMs: m.GetUsageMs(), LogSeq: m.GetLogSeq(), ProviderFault: m.GetProviderFault(), Took: tookOf(m),
 		}, nil
 	case *protocol.Receipt:
 		return Settled{End: State(m.GetEnd()), UsageMs: m.GetUsageMs()}, nil

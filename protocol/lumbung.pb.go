@@ -2336,6 +2336,11 @@ type Result struct {
 	LogSeq        uint64                 `protobuf:"varint,12,opt,name=log_seq,json=logSeq,proto3" json:"log_seq,omitempty"` // records of output in all
 	Charge        *Amount                `protobuf:"bytes,13,opt,name=charge,proto3" json:"charge,omitempty"`
 	ProviderFault bool                   `protobuf:"varint,14,opt,name=provider_fault,json=providerFault,proto3" json:"provider_fault,omitempty"`
+	// Where the provider's own time went: bringing image, inputs and caches here,
+	// laying them out up to the container's start, and saving after its end.
+	FetchMs       int64 `protobuf:"varint,15,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
+	PrepareMs     int64 `protobuf:"varint,16,opt,name=prepare_ms,json=prepareMs,proto3" json:"prepare_ms,omitempty"`
+	SaveMs        int64 `protobuf:"varint,17,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2466,6 +2471,27 @@ func (x *Result) GetProviderFault() bool {
 		return x.ProviderFault
 	}
 	return false
+}
+
+func (x *Result) GetFetchMs() int64 {
+	if x != nil {
+		return x.FetchMs
+	}
+	return 0
+}
+
+func (x *Result) GetPrepareMs() int64 {
+	if x != nil {
+		return x.PrepareMs
+	}
+	return 0
+}
+
+func (x *Result) GetSaveMs() int64 {
+	if x != nil {
+		return x.SaveMs
+	}
+	return 0
 }
 
 // Receipt is the renter's countersignature: what is booked by both.
@@ -3193,7 +3219,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x10\n" +
 	"\x03max\x18\x02 \x01(\x04R\x03max\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x04R\x04seen\x12\x13\n" +
-	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xd8\x03\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xab\x04\n" +
 	"\x06Result\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12-\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x13.lumbung.v1.OutcomeR\aoutcome\x12\x1b\n" +
@@ -3211,7 +3237,11 @@ const file_lumbung_proto_rawDesc = "" +
 	"\busage_ms\x18\v \x01(\x03R\ausageMs\x12\x17\n" +
 	"\alog_seq\x18\f \x01(\x04R\x06logSeq\x12*\n" +
 	"\x06charge\x18\r \x01(\v2\x12.lumbung.v1.AmountR\x06charge\x12%\n" +
-	"\x0eprovider_fault\x18\x0e \x01(\bR\rproviderFault\"\xaf\x01\n" +
+	"\x0eprovider_fault\x18\x0e \x01(\bR\rproviderFault\x12\x19\n" +
+	"\bfetch_ms\x18\x0f \x01(\x03R\afetchMs\x12\x1d\n" +
+	"\n" +
+	"prepare_ms\x18\x10 \x01(\x03R\tprepareMs\x12\x17\n" +
+	"\asave_ms\x18\x11 \x01(\x03R\x06saveMs\"\xaf\x01\n" +
 	"\aReceipt\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x1b\n" +
 	"\tresult_id\x18\x02 \x01(\fR\bresultId\x12\x13\n" +

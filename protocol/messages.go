@@ -314,6 +314,7 @@ func (r *Result) Validate(now time.Time) error {
 		digest("lease id", r.GetLeaseId()),
 		issued(r.GetEndedMs(), now),
 		spanMs("usage", r.GetUsageMs()),
+		spanMs("time to fetch", r.GetFetchMs()), spanMs("time to prepare", r.GetPrepareMs()), spanMs("time to save", r.GetSaveMs()),
 		amount("charge", r.GetCharge()),
 		text("reason", r.GetReason(), maxDetail),
 		needed("exit source", r.GetExitSource(), 32),

@@ -89,6 +89,7 @@ func sampleResult() *Result {
 		LeaseId: fill(5, 32), Outcome: Outcome_OUTCOME_FAILED, ExitCode: 137, ExitSource: "limit", Reason: "out of memory",
 		Exceeded: &Exceeded{Limit: "memory", Max: 10, Seen: 11, AtMs: at(-time.Second)}, Outputs: sampleCID(), OutputBytes: 77,
 		StartedMs: at(-time.Minute), EndedMs: at(-time.Second), UsageMs: 59_000, LogSeq: 9, Charge: &Amount{Asset: "test", Lo: 7}, ProviderFault: true,
+		FetchMs: 400, PrepareMs: 30, SaveMs: 20,
 	}
 }
 

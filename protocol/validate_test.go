@@ -225,6 +225,9 @@ func TestValidateRunning(t *testing.T) {
 	refuse(
 		t, ErrInvalid,
 		refusal[*Result]{id("result"), func(m *Result) { m.LeaseId = nil }},
+		refusal[*Result]{"fetched backwards", func(m *Result) { m.FetchMs = -1 }},
+		refusal[*Result]{"prepared for ever", func(m *Result) { m.PrepareMs = maxMillis + 1 }},
+		refusal[*Result]{"saved backwards", func(m *Result) { m.SaveMs = -1 }},
 		refusal[*Result]{"outcome", func(m *Result) { m.Outcome = 0 }},
 		refusal[*Result]{"outputs are no CID", func(m *Result) { m.Outputs = []byte("x") }},
 		refusal[*Result]{"nameless limit", func(m *Result) { m.Exceeded.Limit = "" }},

@@ -74,6 +74,15 @@ func TestE2EReady(t *testing.T) {
 	if d.Job.State != job.JobCancelled || c.UsageMs <= 0 || c.UsageMs > c.EndedAt.Sub(c.StartingAt).Milliseconds() {
 		t.Errorf("job %s, %d ms", d.Job.State, c.UsageMs)
 	}
+	if x := d.Times[0]; len(d.Times) != 1 || x.Quoting <= 0 || x.Fetching <= 0 || x.Starting <= 0 || x.Running <= 0 || x.Total > d.Job.Ended.Sub(d.Job.Created)+time.Millisecond {
+		t.Errorf("its time went to %+v", d.Times)
+	}
+	if c.Took.Prepare <= 0 { // which a restart of its node does not forget
+		t.Errorf("its provider says that it took %+v", c.Took)
+	}
+	if text := w.renter.ok(t, "inspect", j.ID); !strings.Contains(text, "PREPARING") || !strings.Contains(text, spanText(d.Times[0].Starting)) {
+		t.Errorf("inspect says\n%s", text)
+	}
 	e := p.await(t, "the provider's end", func(e client.Event) bool {
 		return e.Type == job.EventContract && e.Job == j.ID && e.State == string(job.Cancelled)
 	})

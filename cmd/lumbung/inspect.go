@@ -67,16 +67,40 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 		}
 		row(w, t.Index, numbers, t.State, exit, orDash(peerText(t.Provider)), t.Attempts, spanText(ms(t.UsageMs)), moneyText(t.Charge), t.Reason)
 	}
+	a.inspectTimes(w, d)
 	if len(d.Contracts) == 0 {
 		return
 	}
 	row(w, "")
-	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "FETCHING", "STARTING", "RUNNING", "USED", "CHARGE", "REASON")
+	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "USED", "CHARGE", "REASON")
 	for _, c := range d.Contracts {
 		row(w, c.ID.Short(), c.Task, c.State, peerText(c.Provider), priceText(client.Amount{Asset: c.Asset, Lo: c.Price}),
-			phase(c.FetchingAt, a.now(), c.StartingAt, c.RunningAt, c.SavingAt, c.EndedAt), phase(c.StartingAt, a.now(), c.RunningAt, c.SavingAt, c.EndedAt), phase(c.RunningAt, a.now(), c.SavingAt, c.EndedAt),
 			spanText(ms(c.UsageMs)), moneyText(c.Charge), orElse(c.Reason, reasonOrNone(c.Refusal)))
 	}
+}
+
+// inspectTimes tells where the time of each attempt went. The phase that it is
+// in counts up to now.
+func (*app) inspectTimes(w io.Writer, d client.JobDetail) {
+	if len(d.Times) == 0 {
+		return
+	}
+	row(w, "")
+	row(w, "TASK", "TRY", "WAITING", "QUOTING", "FETCHING", "PREPARING", "STARTING", "RUNNING", "SAVING", "TOTAL")
+	for _, t := range d.Times {
+		cells := []any{t.Task, t.Attempt + 1}
+		for _, span := range []time.Duration{t.Waiting, t.Quoting, t.Fetching, t.Preparing, t.Starting, t.Running, t.Saving, t.Total} {
+			cells = append(cells, spanOrDash(span))
+		}
+		row(w, cells...)
+	}
+}
+
+func spanOrDash(d time.Duration) string {
+	if d < time.Millisecond {
+		return "-"
+	}
+	return spanText(d)
 }
 
 func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
@@ -86,17 +110,4 @@ func reasonOrNone(name string) string {
 		return ""
 	}
 	return reasonText(name)
-}
-
-// phase is how long a phase has lasted, or lasts.
-func phase(from, now time.Time, ends ...time.Time) string {
-	if from.IsZero() {
-		return "-"
-	}
-	for _, until := range ends {
-		if !until.IsZero() {
-			return spanText(until.Sub(from))
-		}
-	}
-	return spanText(now.Sub(from))
 }
