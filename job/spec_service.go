@@ -22,8 +22,9 @@ const (
 	DefaultReadyWithin = 5 * time.Minute
 	// MaxReadyWithin bounds that: it is the provider's gift.
 	MaxReadyWithin = 15 * time.Minute
-	// MinIdleStop and MaxIdleStop bound IdleStop.
+	// MinIdleStop bounds a spec's IdleStop from below.
 	MinIdleStop = 10 * time.Second
+	// MaxIdleStop bounds it from above.
 	MaxIdleStop = 400 * 24 * time.Hour
 )
 
