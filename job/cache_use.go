@@ -85,6 +85,7 @@ func (e *execution) mountCaches(ctx context.Context, spec *sandbox.Spec, from []
 		var err error
 		if root, ok := cacheRoot(w.GetKey()); ok {
 			m.ReadOnly = true
+			stopped := e.fetching()
 			m.Source, err = e.p.Caches.TakeShared(ctx, w.GetKey(), e.containerID(), func(ctx context.Context, dest string, most uint64) error {
 				size := w.GetSize()
 				if size == 0 || size > most {
@@ -95,6 +96,7 @@ func (e *execution) mountCaches(ctx context.Context, spec *sandbox.Spec, from []
 				}
 				return e.p.Content.MaterializeMax(ctx, root, dest, most)
 			})
+			stopped()
 		} else {
 			m.Source, m.MaxBytes, err = e.p.Caches.Take(e.lease.From.String(), w.GetKey(), e.containerID())
 		}

@@ -26,6 +26,7 @@ const (
 	Proposed  State = "proposed" // the renter has signed and asked
 	Leased    State = "leased"   // the provider has signed too
 	Fetching  State = "fetching"
+	Starting  State = "starting" // its container runs and is not ready yet; nothing is billed
 	Running   State = "running"
 	Saving    State = "saving"
 	Done      State = "done"
@@ -53,12 +54,14 @@ func (s State) order() int {
 		return 1
 	case Fetching:
 		return 2
-	case Running:
+	case Starting:
 		return 3
-	case Saving:
+	case Running:
 		return 4
+	case Saving:
+		return 5
 	}
-	return 5
+	return 6
 }
 
 // MissedHeartbeats is how many may be missing before a provider counts as lost.
@@ -83,11 +86,15 @@ type Contract struct {
 	FetchMax  time.Duration `json:"fetch_max"`
 	RunMax    time.Duration `json:"run_max"`
 	SaveMax   time.Duration `json:"save_max"`
+	// ReadyMax is how long the container may take to be ready; 0 is ready at once.
+	ReadyMax time.Duration `json:"ready_max,omitempty"`
 
+	AskedAt    time.Time `json:"asked_at,omitzero"` // when the renter's auction for it began
 	ProposedAt time.Time `json:"proposed_at"`
 	AcceptBy   time.Time `json:"accept_by"`
 	LeasedAt   time.Time `json:"leased_at,omitzero"`
 	FetchingAt time.Time `json:"fetching_at,omitzero"`
+	StartingAt time.Time `json:"starting_at,omitzero"`
 	RunningAt  time.Time `json:"running_at,omitzero"`
 	SavingAt   time.Time `json:"saving_at,omitzero"`
 	EndedAt    time.Time `json:"ended_at,omitzero"`
@@ -104,6 +111,13 @@ type Contract struct {
 	CancelReason string        `json:"cancel_reason,omitempty"`
 	Grace        time.Duration `json:"grace,omitempty"`
 
+	// TimeUp is why the provider ends the work itself, such as LimitReady.
+	TimeUp   string    `json:"time_up,omitempty"`
+	TimeUpAt time.Time `json:"time_up_at,omitzero"`
+	// WaitedBefore is how long the image was waited for before it was ready.
+	WaitedBefore time.Duration `json:"waited_before,omitempty"`
+
+	Took          Took          `json:"took,omitzero"`
 	ExitCode      int           `json:"exit_code"`
 	ExitSource    string        `json:"exit_source,omitempty"`
 	Reason        string        `json:"reason,omitempty"`
@@ -127,6 +141,7 @@ func NewContract(side Side, lease protocol.Signed[*protocol.Lease], now time.Tim
 		Asset: l.GetAsset(), Price: l.GetPricePerHour(), Budget: ledger.FromWire(l.GetBudget()),
 		Heartbeat: ms(l.GetHeartbeatMs()), FetchMax: ms(l.GetLimits().GetFetchMs()),
 		RunMax: ms(l.GetLimits().GetRunMs()), SaveMax: ms(l.GetLimits().GetSaveMs()),
+		ReadyMax:   ms(l.GetSpec().GetReady().GetWithinMs()),
 		ProposedAt: now, AcceptBy: time.UnixMilli(l.GetAcceptByMs()),
 		Charge: ledger.Units(l.GetAsset(), 0),
 	}
@@ -154,6 +169,11 @@ type (
 		Reason string
 		Grace  time.Duration
 	}
+	// TimeUp says that the provider ends the work itself, for what is Of.
+	TimeUp struct {
+		Of    string
+		Grace time.Duration
+	}
 	// Ended is the provider's result.
 	Ended struct {
 		State         State // Done, Failed or Cancelled
@@ -165,6 +185,7 @@ type (
 		UsageMs       int64
 		LogSeq        uint64
 		ProviderFault bool
+		Took          Took
 
 		outputBytes uint64 // for the message alone
 		startedMs   int64
@@ -185,6 +206,7 @@ func (Accepted) input()    {}
 func (Rejected) input()    {}
 func (Beat) input()        {}
 func (CancelAsked) input() {}
+func (TimeUp) input()      {}
 func (Ended) input()       {}
 func (Settled) input()     {}
 func (Resumed) input()     {}
@@ -228,6 +250,8 @@ func Apply(c Contract, in Input, now time.Time) (Contract, []Effect, error) {
 		return c.beat(in, now)
 	case CancelAsked:
 		return c.cancelAsked(in, now)
+	case TimeUp:
+		return c.timeUp(in, now)
 	case Ended:
 		return c.ended(in, now)
 	case Settled:
@@ -296,8 +320,13 @@ func (c Contract) beat(in Beat, now time.Time) (Contract, []Effect, error) {
 	if c.State.Terminal() || in.Seq <= c.BeatSeq {
 		return c, nil, nil
 	}
-	if in.Phase != Fetching && in.Phase != Running && in.Phase != Saving {
+	switch in.Phase {
+	case Fetching, Starting, Running, Saving:
+	default:
 		return c, nil, fmt.Errorf("a heartbeat in phase %q: %w", in.Phase, ErrTransition)
+	}
+	if in.Phase.order() < Running.order() && in.UsageMs > 0 {
+		return c, nil, fmt.Errorf("%d ms of work while %s: %w", in.UsageMs, in.Phase, ErrOverclaim)
 	}
 	if err := c.checkUsage(in.UsageMs, now); err != nil {
 		return c, nil, err
@@ -324,10 +353,16 @@ func (c *Contract) enter(phase State, now time.Time) {
 	}
 	c.State = phase
 	for _, step := range []struct {
-		at    *time.Time
-		state State
-	}{{&c.FetchingAt, Fetching}, {&c.RunningAt, Running}, {&c.SavingAt, Saving}} {
-		if step.state.order() <= phase.order() && step.at.IsZero() {
+		at     *time.Time
+		state  State
+		passed bool // though no heartbeat showed it
+	}{
+		{&c.FetchingAt, Fetching, true},
+		{&c.StartingAt, Starting, c.ReadyMax > 0},
+		{&c.RunningAt, Running, c.ReadyMax == 0 || c.UsageMs > 0},
+		{&c.SavingAt, Saving, true},
+	} {
+		if (step.state == phase || step.passed && step.state.order() < phase.order()) && step.at.IsZero() {
 			*step.at = now
 		}
 	}
@@ -377,13 +412,16 @@ func (c Contract) ended(in Ended, now time.Time) (Contract, []Effect, error) {
 	if in.UsageMs < c.UsageMs {
 		return c, nil, fmt.Errorf("a result of %d ms after a heartbeat of %d: %w", in.UsageMs, c.UsageMs, ErrTransition)
 	}
+	if in.UsageMs > 0 && in.Exceeded != nil && in.Exceeded.Limit == LimitReady {
+		return c, nil, fmt.Errorf("%d ms of work of what was never ready: %w", in.UsageMs, ErrOverclaim)
+	}
 	if err := c.checkUsage(in.UsageMs, now); err != nil {
 		return c, nil, err
 	}
 	c.State, c.EndedAt = in.State, now
 	c.UsageMs, c.LogSeq = in.UsageMs, max(c.LogSeq, in.LogSeq)
 	c.ExitCode, c.ExitSource, c.Reason = in.ExitCode, in.ExitSource, in.Reason
-	c.Exceeded, c.Outputs, c.ProviderFault = in.Exceeded, in.Outputs, in.ProviderFault
+	c.Exceeded, c.Outputs, c.ProviderFault, c.Took = in.Exceeded, in.Outputs, in.ProviderFault, in.Took
 	c.Charge = c.due(c.UsageMs)
 	if c.Side == SideProvider {
 		return c, []Effect{EffectRelease, EffectBook}, nil
@@ -492,6 +530,8 @@ func (c Contract) overdue(now time.Time) string {
 	switch {
 	case c.State.order() <= Fetching.order() && since(c.LeasedAt) > c.FetchMax:
 		return fmt.Sprintf("fetch limit of %s exceeded", c.FetchMax)
+	case c.State == Starting && since(c.LeasedAt) > c.FetchMax+c.ReadyMax: // which may wait for its image
+		return fmt.Sprintf("not ready within %s", c.ReadyMax)
 	case c.State == Running && since(c.RunningAt) > c.RunMax:
 		return fmt.Sprintf("run limit of %s exceeded", c.RunMax)
 	case c.State == Saving && since(c.SavingAt) > c.SaveMax:
@@ -512,7 +552,7 @@ func (c Contract) Pending() []Effect {
 		return []Effect{EffectSettle}
 	case c.Side == SideRenter && !c.State.Terminal() && !c.CancelAt.IsZero():
 		return []Effect{EffectSendCancel}
-	case c.Side == SideProvider && !c.State.Terminal() && !c.CancelAt.IsZero():
+	case c.Side == SideProvider && !c.State.Terminal() && (!c.CancelAt.IsZero() || c.TimeUp != ""):
 		return []Effect{EffectStop}
 	}
 	return nil

@@ -75,6 +75,10 @@ func contractIn(side Side, s State) Contract {
 	if s == Fetching {
 		return c
 	}
+	if s == Starting {
+		c.ReadyMax, c.StartingAt = 10*time.Second, noon.Add(1500*time.Millisecond)
+		return c
+	}
 	c.RunningAt, c.UsageMs = noon.Add(2*time.Second), 4000
 	if s == Saving {
 		c.SavingAt = noon.Add(6 * time.Second)
@@ -95,6 +99,8 @@ var tableInputs = []struct {
 	{"accepted", Accepted{}, 10 * time.Second},
 	{"rejected", Rejected{Reason: "REASON_BUSY"}, 10 * time.Second},
 	{"beat-fetching", Beat{Seq: 6, Phase: Fetching}, 10 * time.Second},
+	{"beat-starting", Beat{Seq: 6, Phase: Starting}, 10 * time.Second},
+	{"beat-start-paid", Beat{Seq: 6, Phase: Starting, UsageMs: 1}, 10 * time.Second},
 	{"beat-running", Beat{Seq: 6, Phase: Running, UsageMs: 5000}, 10 * time.Second},
 	{"beat-saving", Beat{Seq: 6, Phase: Saving, UsageMs: 5000}, 10 * time.Second},
 	{"beat-lower", Beat{Seq: 6, Phase: Running, UsageMs: 3000}, 10 * time.Second},
@@ -111,18 +117,21 @@ var tableInputs = []struct {
 	{"result-lower", Ended{State: Done, UsageMs: 3999}, 10 * time.Second},
 	{"result-overclaim", Ended{State: Done, UsageMs: 12_001}, 10 * time.Second},
 	{"result-over-limit", Ended{State: Done, UsageMs: 22_401}, 60 * time.Second},
+	{"result-unready", Ended{State: Failed, ExitCode: 124, Exceeded: &Exceeded{Limit: LimitReady}}, 10 * time.Second},
+	{"unready-paid", Ended{State: Failed, UsageMs: 6000, Exceeded: &Exceeded{Limit: LimitReady}}, 10 * time.Second},
 	{"receipt-done", Settled{End: Done, UsageMs: 4000}, 10 * time.Second},
 	{"receipt-less", Settled{End: Done, UsageMs: 1000}, 10 * time.Second},
 	{"receipt-more", Settled{End: Done, UsageMs: 9000}, 10 * time.Second},
 	{"receipt-lost", Settled{End: Lost, UsageMs: 2000}, 10 * time.Second},
 	{"receipt-cancelled", Settled{End: Cancelled}, 10 * time.Second},
+	{"time-up", TimeUp{Of: LimitReady, Grace: time.Second}, 10 * time.Second},
 	{"resumed", Resumed{}, 10 * time.Second},
 	{"tick", Tick{}, 10 * time.Second},
 	{"tick-silent", Tick{}, 13 * time.Second},
 	{"nothing", nil, 10 * time.Second},
 }
 
-var allStates = []State{Proposed, Leased, Fetching, Running, Saving, Done, Failed, Cancelled, Lost, Refused}
+var allStates = []State{Proposed, Leased, Fetching, Starting, Running, Saving, Done, Failed, Cancelled, Lost, Refused}
 
 // TestTable has a line for every side, state and input: what follows, or why
 // nothing can.
@@ -168,6 +177,9 @@ func changes(before, after *Contract) string {
 	}
 	if before.CancelAt != after.CancelAt {
 		s += "cancelling "
+	}
+	if before.TimeUp != after.TimeUp {
+		s += "time-up=" + after.TimeUp + " "
 	}
 	return s
 }
@@ -220,7 +232,7 @@ func (w *world) randomStep(t *rapid.T) error {
 			return deliver(&w.renter, &protocol.Decision{Reason: protocol.Reason_REASON_BUSY})
 		}
 	case "beat":
-		phase := rapid.SampledFrom([]State{Fetching, Running, Running, Running, Saving}).Draw(t, "phase")
+		phase := rapid.SampledFrom([]State{Fetching, Starting, Running, Running, Running, Saving}).Draw(t, "phase")
 		return errors.Join(w.makeBeat(phase, usage), deliver(&w.renter, w.beat))
 	case "tick":
 		w.now = w.now.Add(time.Duration(rapid.IntRange(0, 2000).Draw(t, "ms")) * time.Millisecond)

@@ -2,7 +2,6 @@ package job
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -32,9 +31,12 @@ type execution struct {
 	stop   context.CancelFunc // ends fetching or preparing; nil outside of them
 	gaveUp string             // why this provider itself ended the work
 	ailing string             // what was wrong with a card of it, and did not end it
+	unwell string             // what the last probe of its readiness found
 
 	logSeen atomic.Uint64 // records of output that are known to be there
 	reach   reach         // into the container's ports
+	visits  visits        // to them
+	timing  timing        // of the way to its start
 
 	streamed      []byte // the newest snapshot of the streamed outputs
 	streamedBytes uint64
@@ -52,6 +54,7 @@ func (p *Provider) newExecution(lease protocol.Signed[*protocol.Lease], c Contra
 		running: make(chan struct{}), worked: make(chan struct{}), booked: make(chan struct{}), beat: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}
 	e.sawLog(c.LogSeq)
+	e.visits.changed = make(chan struct{}, 1)
 	e.reach.make = func(ctx context.Context) (Forwarder, error) { return p.Sandbox.Forward(ctx, e.containerID()) }
 	return e
 }
@@ -135,7 +138,7 @@ func (e *execution) insist(ctx context.Context, do func() error) error {
 
 func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 	switch {
-	case e.found == nil && e.contract().State.order() >= Running.order():
+	case e.found == nil && e.contract().State.order() >= Starting.order():
 		return Ended{}, fault("the container is gone: the machine or its supervisor was stopped")
 	case e.found == nil || e.found.Prepared:
 		if err := e.prepare(ctx); err != nil {
@@ -144,14 +147,14 @@ func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 		if err := e.begin(ctx); err != nil {
 			return Ended{}, err
 		}
-	case e.contract().State.order() < Running.order():
-		if err := e.enter(ctx, Running); err != nil {
-			return Ended{}, err
-		}
 	}
-	stopStream := e.streamWhileRunning(ctx)
+	if err := e.untilReady(ctx); err != nil {
+		return Ended{}, err
+	}
+	stopStream, leave := e.streamWhileRunning(ctx), e.attend(ctx)
 	exit, err := e.p.Sandbox.Wait(ctx, e.containerID())
 	stopStream()
+	leave()
 	if err != nil {
 		return Ended{}, fmt.Errorf("wait for the container: %w", err)
 	}
@@ -179,6 +182,7 @@ func (e *execution) prepare(ctx context.Context) error {
 	if !e.begun(cancel) {
 		return errors.New("cancelled before it began")
 	}
+	e.timing.begin(e.p.Now())
 	if err := e.enter(ctx, Fetching); err != nil {
 		return err
 	}
@@ -229,7 +233,10 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 	if err := e.checkKeys(); err != nil {
 		return sandbox.Spec{}, err
 	}
-	if err := e.p.Content.FetchImage(ctx, l.GetImage(), from, e.progress); err != nil {
+	stopped := e.fetching()
+	err := e.p.Content.FetchImage(ctx, l.GetImage(), from, e.progress)
+	stopped()
+	if err != nil {
 		return sandbox.Spec{}, fault("fetch the image: %w", err)
 	}
 	e.p.cached.changed(l.GetImage().GetRoot())
@@ -245,7 +252,10 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 		return spec, fault("make the job's folder: %w", err)
 	}
 	for i, in := range l.GetSpec().GetInputs() {
-		if err := e.p.Content.FetchDAG(ctx, in.GetRoot(), from, in.GetSize(), e.progress); err != nil {
+		stopped := e.fetching()
+		err := e.p.Content.FetchDAG(ctx, in.GetRoot(), from, in.GetSize(), e.progress)
+		stopped()
+		if err != nil {
 			return spec, fault("fetch the input for %s: %w", in.GetTo(), err)
 		}
 		dest := filepath.Join(e.dir(), "in", strconv.Itoa(i))
@@ -296,13 +306,11 @@ func (e *execution) spec(rootfs string, info ImageInfo) sandbox.Spec {
 	if cwd == "" {
 		cwd = info.Workdir
 	}
-	c := e.contract()
-	run := min(c.RunMax, c.affordable())
 	return sandbox.Spec{
 		ID: e.containerID(), Rootfs: rootfs, Args: args, Env: env, Cwd: cwd, User: info.User,
 		CPUMillis: int(l.GetResources().GetCpuMillis()), MemoryBytes: l.GetResources().GetMemoryBytes(),
 		DiskBytes: l.GetResources().GetDiskBytes(), OutputBytes: l.GetLimits().GetOutputBytes(),
-		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: run,
+		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: e.contract().sandboxLimit(),
 		Secrets: len(l.GetSpec().GetSealedSecrets()) > 0,
 	}
 }
@@ -320,12 +328,13 @@ func (e *execution) begin(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	e.stop = nil
+	e.c.Took = e.timing.took(e.p.Now())
 	asked := e.ending()
 	e.mu.Unlock()
 	if asked {
 		e.stopContainer(ctx, 0)
 	}
-	return e.enter(ctx, Running)
+	return nil
 }
 
 // enter moves the contract to a phase, by a heartbeat that says so.
@@ -370,10 +379,7 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 	defer e.mu.Unlock()
 	end := Ended{
 		State: Done, ExitCode: exit.Code, ExitSource: exit.Source, Reason: exit.Reason,
-		startedMs: exit.Started.UnixMilli(),
-	}
-	if !exit.Started.IsZero() {
-		end.UsageMs = paidTime(exit.Ended.Sub(exit.Started), exit.Usage.Waited)
+		startedMs: exit.Started.UnixMilli(), UsageMs: e.c.paid(exit),
 	}
 	if exit.Exceeded != nil {
 		end.Exceeded = e.exceeded(exit.Exceeded)
@@ -386,6 +392,7 @@ func (e *execution) endOf(exit sandbox.Exit) Ended {
 		end.State, end.Reason, end.Exceeded = Cancelled, e.c.CancelReason, nil
 	case e.gaveUp != "":
 		end.State, end.ProviderFault, end.ExitSource, end.Reason = Failed, true, sandbox.SourceSandbox, e.gaveUp
+	case e.serviceEnd(&end, exit):
 	case exit.Code != 0:
 		end.State = Failed
 		end.ProviderFault = exit.Source == sandbox.SourceSandbox && exit.Code == sandbox.CodeSandbox
@@ -455,12 +462,14 @@ func (e *execution) conclude(ctx context.Context, end Ended) error {
 	}
 	end.UsageMs, end.Reason = max(end.UsageMs, e.c.UsageMs), short(end.Reason)
 	now := e.p.Now()
+	end.Took = e.c.tookInAll(now)
 	msg := &protocol.Result{
 		LeaseId: idBytes(e.c.ID), Outcome: outcomeOf(end.State), ExitCode: int32(end.ExitCode), ExitSource: end.ExitSource,
 		Reason: end.Reason, Outputs: end.Outputs, OutputBytes: end.outputBytes, StartedMs: end.startedMs,
 		EndedMs: now.UnixMilli(), UsageMs: end.UsageMs, LogSeq: e.logSeen.Load(), ProviderFault: end.ProviderFault,
 		Charge: e.c.due(end.UsageMs).Wire(),
 	}
+	end.Took.tell(msg)
 	if x := end.Exceeded; x != nil {
 		msg.Exceeded = &protocol.Exceeded{Limit: x.Limit, Max: x.Max, Seen: x.Seen, AtMs: x.At.UnixMilli()}
 	}
@@ -506,7 +515,7 @@ func (e *execution) advance(ctx context.Context, in Input, now time.Time, eviden
 	}
 	e.c = next
 	e.perform(effects)
-	if !next.RunningAt.IsZero() && before.RunningAt.IsZero() {
+	if next.started() && !before.started() {
 		close(e.running)
 	}
 	if next.Booked && !before.Booked {
@@ -585,12 +594,4 @@ func (e *execution) cleanUp(ctx context.Context) {
 	if err := os.RemoveAll(e.dir()); err != nil {
 		e.p.Log.Error("remove the job's folder", "lease", e.lease.ID().Short(), "err", err)
 	}
-}
-
-func jsonOf(v any) json.RawMessage {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil
-	}
-	return b
 }

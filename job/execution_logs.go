@@ -113,7 +113,7 @@ func (e *execution) endLog(ctx context.Context, end *Ended) {
 // waitForContainer waits until there is output to read; false when there never
 // will be any.
 func (e *execution) waitForContainer(ctx context.Context) bool {
-	if !e.contract().RunningAt.IsZero() {
+	if e.contract().started() {
 		return true
 	}
 	select {
@@ -122,7 +122,7 @@ func (e *execution) waitForContainer(ctx context.Context) bool {
 	case <-e.running:
 		return true
 	case <-e.worked:
-		return !e.contract().RunningAt.IsZero()
+		return e.contract().started()
 	}
 }
 

@@ -71,7 +71,11 @@ func (e *execution) usage(now time.Time, phase State, waited time.Duration) int6
 	if e.c.State != Running || phase != Running {
 		return e.c.UsageMs
 	}
-	return max(e.c.UsageMs, paidTime(now.Sub(e.c.RunningAt), waited))
+	ran := paidTime(now.Sub(e.c.RunningAt), waited)
+	if e.c.ReadyMax > 0 { // its limit is held by this node, which may have been away
+		ran = min(ran, e.c.paidLimit().Milliseconds())
+	}
+	return max(e.c.UsageMs, ran)
 }
 
 // heartbeats tells the renter, at the pace that the lease asks for and at each

@@ -16,15 +16,17 @@ type imageWaiter interface {
 const waitedTime = time.Second
 
 // waited is the part of the running time that nobody pays for: a provider that
-// starts early must not earn more by it than one that fetches first.
+// starts early must not earn more by it than one that fetches first. Before a
+// container is ready it is the part of its time that does not count as its own.
 func (e *execution) waited(ctx context.Context) time.Duration {
 	w, ok := e.p.Sandbox.(imageWaiter)
-	if !ok || e.contract().State != Running {
+	c := e.contract()
+	if !ok || c.State != Running && c.State != Starting {
 		return 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, waitedTime)
 	defer cancel()
-	return w.Waited(ctx, e.containerID())
+	return max(0, w.Waited(ctx, e.containerID())-c.WaitedBefore)
 }
 
 // paidTime is a running time without what the image was waited for.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +20,9 @@ import (
 //
 // Words: "print" one line, "print=3" three, "sleep=2s" between what surrounds
 // it, "gate" waits until the test opens it, "exit=3" ends with that code,
-// "stubborn" does not hear a polite stop.
+// "stubborn" does not hear a polite stop. From "deaf" on nothing listens on its
+// ports, from "mute" on what is asked there is not answered, and from
+// "answer=204" on it is by HTTP with that status.
 type machine struct {
 	t  testingT
 	mu sync.Mutex
@@ -32,6 +33,7 @@ type machine struct {
 	gate       chan struct{}
 	started    []string // what ran, as job/task of their environment
 	given      []protocol.Secrets
+	requests   []string // that came to programs that answer
 	group      sync.WaitGroup
 }
 
@@ -51,6 +53,7 @@ type container struct {
 	kill    chan struct{}
 	killed  bool
 	asked   bool
+	ports   string // the last word of those about ports
 }
 
 func newMachine(t testingT) *machine {
@@ -249,6 +252,10 @@ func (m *machine) program(c *container, limit <-chan time.Time) sandbox.Exit {
 		case "exit":
 			code, _ := strconv.Atoi(value)
 			exit = &sandbox.Exit{Code: code, Source: sandbox.SourceJob}
+		case "deaf", "mute", "answer":
+			m.mu.Lock()
+			c.ports = word
+			m.mu.Unlock()
 		case "crash":
 			exit = &sandbox.Exit{Code: sandbox.CodeSandbox, Source: sandbox.SourceSandbox, Reason: "the sandbox fell over"}
 		}
@@ -361,52 +368,6 @@ func (h hands) Exec(_ context.Context, id string, spec sandbox.ExecSpec) (int, e
 	}
 	return len(spec.Args), nil
 }
-
-// Forward gives a way on which every port below 1000 is listened on and sends
-// back what it gets.
-func (h hands) Forward(_ context.Context, id string) (Forwarder, error) {
-	if err := h.ok(); err != nil {
-		return nil, err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	c := h.containers[id]
-	if c == nil || c.state != "running" {
-		return nil, sandbox.ErrNotRunning
-	}
-	return &mirror{end: make(chan struct{})}, nil
-}
-
-// mirror is a Forwarder into a container that echoes.
-type mirror struct {
-	once sync.Once
-	end  chan struct{}
-}
-
-func (m *mirror) Dial(_ context.Context, port uint16) (sandbox.Conn, error) {
-	if port >= 1000 {
-		return nil, sandbox.ErrNotListening
-	}
-	r, w := io.Pipe()
-	return echo{r, w}, nil
-}
-
-func (m *mirror) Ended() <-chan struct{} { return m.end }
-
-func (m *mirror) Close() error {
-	m.once.Do(func() { close(m.end) })
-	return nil
-}
-
-type echo struct {
-	*io.PipeReader
-	w *io.PipeWriter
-}
-
-func (e echo) Write(p []byte) (int, error) { return e.w.Write(p) }
-func (e echo) CloseWrite() error           { return e.w.Close() }
-func (e echo) Close() error                { return errors.Join(e.w.Close(), e.PipeReader.Close()) }
-func (e echo) Reset() error                { return e.Close() }
 
 func (h hands) Recover(context.Context) (out []sandbox.Recovered, err error) {
 	if err := h.ok(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
 	"github.com/lumbung-net/lumbung/protocol"
@@ -24,7 +25,13 @@ func (p *Provider) Connect(ctx context.Context, from protocol.PeerID, lease prot
 	if e == nil || e.lease.From != from {
 		return nil, fmt.Errorf("lease %s has no container here: %w", lease.Short(), protocol.ErrElsewhere)
 	}
-	return e.reach.connect(ctx, port)
+	e.visits.begin()
+	conn, err := e.reach.connect(ctx, port)
+	if err != nil {
+		e.visits.end(time.Time{})
+		return nil, err
+	}
+	return e.visits.counted(conn, p.Now), nil
 }
 
 // reach is the way to the ports of one container, made when one is first asked

@@ -219,7 +219,7 @@ func (p *Provider) keepImages(ctx context.Context, open []*Contract, leases map[
 // keepInputs holds the inputs of leases that have yet to fetch them, for as long
 // as that may now take.
 func (p *Provider) keepInputs(ctx context.Context, open []*Contract, leases map[protocol.MsgID]protocol.Signed[*protocol.Lease]) error {
-	open = slices.DeleteFunc(slices.Clone(open), func(c *Contract) bool { return c.State.order() >= Running.order() })
+	open = slices.DeleteFunc(slices.Clone(open), func(c *Contract) bool { return c.State.order() >= Starting.order() })
 	if len(open) == 0 {
 		return nil
 	}

@@ -152,3 +152,11 @@ type LogRecord struct {
 	Time   time.Time `json:"time"`
 	Data   []byte    `json:"data"`
 }
+
+func jsonOf(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil
+	}
+	return b
+}

@@ -455,6 +455,9 @@ func (a *activeJob) judge(j *Job, t *TaskRecord, now time.Time) {
 		j.State, j.ExitCode = JobCancelled, 130
 	default:
 		j.State = JobDone
+		if len(a.tasks) == 1 && j.Reason == "" {
+			j.Reason = t.Reason
+		}
 	}
 	if j.State == JobFailed && j.ExitCode == 0 {
 		j.ExitCode = 125

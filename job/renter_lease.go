@@ -110,6 +110,7 @@ func wireTask(j *Job, index int) (*protocol.Task, error) {
 		}
 	}
 	task.Caches = wireCaches(j)
+	wireService(j.Spec, task)
 	return task, nil
 }
 
@@ -181,6 +182,7 @@ func (a *activeJob) propose(ctx context.Context, auction *Auction, p Placement, 
 		return nil, fmt.Errorf("%w: %w", errNoLease, err)
 	}
 	l := &liveLease{c: NewContract(SideRenter, lease, now), lease: lease}
+	l.c.AskedAt = time.UnixMilli(auction.Offer.Msg.GetIssuedMs()).UTC()
 	t.State, t.Lease, t.Provider = string(Proposed), l.c.ID, l.c.Provider
 	t.Attempts++
 	j.Unplaced, j.Heard, j.Cheapest = nil, 0, ledger.Amount{}

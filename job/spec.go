@@ -40,7 +40,11 @@ type Spec struct {
 	Secrets []SecretSpec `json:"secrets,omitempty"`
 	Caches  []CacheSpec  `json:"cache,omitempty"`
 	Ports   []PortSpec   `json:"ports,omitempty"`
-	On      string       `json:"on,omitempty"`
+	Ready   *ReadySpec   `json:"ready,omitempty"`
+	// IdleStop ends the job, as done, when its ports have had no connection for
+	// so long; 0 never does.
+	IdleStop time.Duration `json:"idle_stop,omitempty"`
+	On       string        `json:"on,omitempty"`
 }
 
 // Array makes one job of many tasks over a range of numbers.
@@ -154,7 +158,7 @@ func (s Spec) WithDefaults() Spec {
 		setDefault(&a.Chunk, 1)
 		s.Array = &a
 	}
-	return s
+	return s.withServiceDefaults()
 }
 
 func setDefault[T comparable](v *T, d T) {
@@ -200,6 +204,9 @@ func (s Spec) Validate() error {
 		return err
 	}
 	if err := s.validatePaths(); err != nil {
+		return err
+	}
+	if err := s.validateService(); err != nil {
 		return err
 	}
 	return s.validateSecrets()

@@ -55,7 +55,7 @@ func Parse(name string, data []byte) (Spec, error) {
 }
 
 // laterKeys belong to versions to come.
-var laterKeys = []string{"checkpoint", "nodes", "ready", "idle_stop"}
+var laterKeys = []string{"checkpoint", "nodes"}
 
 func (f *specFile) spec(root ast.Node) (Spec, error) {
 	var s Spec
@@ -103,14 +103,16 @@ func (f *specFile) spec(root ast.Node) (Spec, error) {
 				return err
 			})
 		},
-		"secrets": func(n ast.Node, at string) (err error) { s.Secrets, err = f.secrets(n, at); return err },
-		"ports":   func(n ast.Node, at string) (err error) { s.Ports, err = f.ports(n, at); return err },
-		"stream":  f.boolean(&stream),
-		"private": f.boolean(&s.Private),
-		"limits":  func(n ast.Node, at string) error { return f.limits(n, at, &s.Limits) },
-		"pay":     func(n ast.Node, at string) error { return f.pay(n, at, &s.Pay) },
-		"retry":   func(n ast.Node, at string) error { return f.retry(n, at, &s.Retry) },
-		"network": f.text(&s.Network),
+		"secrets":   func(n ast.Node, at string) (err error) { s.Secrets, err = f.secrets(n, at); return err },
+		"ports":     func(n ast.Node, at string) (err error) { s.Ports, err = f.ports(n, at); return err },
+		"ready":     func(n ast.Node, at string) (err error) { s.Ready, err = f.ready(n, at); return err },
+		"idle_stop": scalar(f, &s.IdleStop, ParseDuration),
+		"stream":    f.boolean(&stream),
+		"private":   f.boolean(&s.Private),
+		"limits":    func(n ast.Node, at string) error { return f.limits(n, at, &s.Limits) },
+		"pay":       func(n ast.Node, at string) error { return f.pay(n, at, &s.Pay) },
+		"retry":     func(n ast.Node, at string) error { return f.retry(n, at, &s.Retry) },
+		"network":   f.text(&s.Network),
 	})
 	if err == nil && !version {
 		err = f.errAt(root, "version", "missing; begin the file with `version: 1`")

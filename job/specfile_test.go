@@ -70,6 +70,51 @@ func TestSecretsOfAJobFile(t *testing.T) {
 	}
 }
 
+func TestServiceKeysAreRead(t *testing.T) {
+	const head = "version: 1\nimage: x\n"
+	for text, want := range map[string]ReadySpec{
+		"ports: [8080:80]\nready: {http: /health}":                          {"/health", 80, DefaultReadyWithin},
+		"ports: [8080:80, 8081:80]\nready: {http: /health, within: 90s}":    {"/health", 80, 90 * time.Second},
+		"ports: [8080:80, 443]\nready: {http: '/up?a=b', port: 443}":        {"/up?a=b", 443, DefaultReadyWithin},
+		"array: 1-3\nready:\n  http: /\n  port: 8080\n  within: 15m":        {"/", 8080, MaxReadyWithin},
+		"ports: [80]\nready: {http: /health, port: 9000, within: 1s}":       {"/health", 9000, time.Second},
+		"ports: [{local: 1, remote: 80}]\nready: {http: /health, port: 80}": {"/health", 80, DefaultReadyWithin},
+	} {
+		s, err := Parse("j.yaml", []byte(head+text+"\n"))
+		if err != nil || s.Ready == nil || *s.Ready != want {
+			t.Errorf("%s: %+v, %v", text, s.Ready, err)
+			continue
+		}
+		task, err := wireTask(&Job{ID: "j1", Spec: s}, 0)
+		if r := task.GetReady(); err != nil || r.GetHttp() != want.HTTP || r.GetPort() != uint32(want.Port) || r.GetWithinMs() != want.Within.Milliseconds() {
+			t.Errorf("%s: told as %v, %v", text, r, err)
+		}
+	}
+	s, err := Parse("j.yaml", []byte(head+"ports: [80]\nidle_stop: 10m\n"))
+	if task, e := wireTask(&Job{ID: "j1", Spec: s}, 0); err != nil || e != nil || s.IdleStop != 10*time.Minute || task.GetIdleStopMs() != 600_000 {
+		t.Errorf("%+v, told as %v; %v, %v", s, task, err, e)
+	}
+	for text, want := range map[string]string{
+		"ready: {http: /health}":                    "ready.port: missing",
+		"ports: [80, 81]\nready: {http: /health}":   "ready.port: missing",
+		"ready: {port: 80}":                         "ready.http: probe path",
+		"ready: {http: health, port: 80}":           "begins with a single /",
+		"ready: {http: /a b, port: 80}":             "without blanks",
+		"ready: {http: /a, port: 80, within: 16m}":  "is not between 1s and 15m",
+		"ready: {http: /a, port: 80, within: 20ms}": "is not between 1s and 15m",
+		"ready: {http: /a, port: 70000}":            "ready.port: \"70000\" is no port",
+		"ready: {http: /a, port: 80, every: 2s}":    `unknown key "ready.every"`,
+		"idle_stop: 5m":                             "idle_stop: without ports",
+		"ports: [80]\nidle_stop: 9s":                "is not between 10s and 400d",
+		"ports: [80]\nidle_stop: soon":              `idle_stop: "soon" is no duration`,
+		"ready: /health":                            "ready: want keys with values",
+	} {
+		if s, err := Parse("j.yaml", []byte(head+text+"\n")); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %+v, %v", text, s.Ready, err)
+		}
+	}
+}
+
 func TestTheJobFileOfTheManualIsRead(t *testing.T) {
 	want := Spec{
 		Name: "shot042", Image: "oci:./blender",
@@ -198,7 +243,7 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		head + "secrets: [{name: A, value: hunter2}]":             `unknown key "secrets[0].value"; there is file, name`,
 		head + "secrets: [A]\ncache: [{key: k, to: /run}]":        "secrets: they lie in /run/secrets, and so nothing else may come to /run",
 		head + "secrets: [A]\noutputs: [{from: /run/secrets/x/}]": "nothing else may come to /run/secrets/x",
-		head + "idle_stop: 5m":                                    "idle_stop: not in this version yet",
+		head + "checkpoint: {every: 5m}":                          "checkpoint: not in this version yet",
 		head + "image: y":                                         "already defined",
 		head + "env: {A: [1]}":                                    "env.A: want one value, got a list",
 		head + "env: {LUMBUNG_JOB: x}":                            "names that begin with LUMBUNG_ are lumbung's own",

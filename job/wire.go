@@ -10,6 +10,7 @@ import (
 // phases between the wire and the contract.
 var phases = map[protocol.Phase]State{
 	protocol.Phase_PHASE_FETCHING: Fetching,
+	protocol.Phase_PHASE_STARTING: Starting,
 	protocol.Phase_PHASE_RUNNING:  Running,
 	protocol.Phase_PHASE_SAVING:   Saving,
 }
@@ -57,7 +58,7 @@ func InputOf(msg protocol.Message) (Input, error) {
 		return Ended{
 			State: outcomes[m.GetOutcome()], ExitCode: int(m.GetExitCode()), ExitSource: m.GetExitSource(),
 			Reason: m.GetReason(), Exceeded: exceededOf(m.GetExceeded()), Outputs: m.GetOutputs(),
-			UsageMs: m.GetUsageMs(), LogSeq: m.GetLogSeq(), ProviderFault: m.GetProviderFault(),
+			UsageMs: m.GetUsageMs(), LogSeq: m.GetLogSeq(), ProviderFault: m.GetProviderFault(), Took: tookOf(m),
 		}, nil
 	case *protocol.Receipt:
 		return Settled{End: State(m.GetEnd()), UsageMs: m.GetUsageMs()}, nil

@@ -133,6 +133,7 @@ func (b backend) Job(ctx context.Context, ref string) (client.JobDetail, error) 
 		for _, c := range contracts {
 			d.Contracts = append(d.Contracts, *c)
 		}
+		d.Times = job.TimesOf(j, tasks, contracts, b.n.now())
 		return err
 	})
 	return d, err

@@ -137,6 +137,7 @@ const (
 	Phase_PHASE_FETCHING    Phase = 1
 	Phase_PHASE_RUNNING     Phase = 2
 	Phase_PHASE_SAVING      Phase = 3
+	Phase_PHASE_STARTING    Phase = 4 // the container runs and is not ready yet
 )
 
 // Enum value maps for Phase.
@@ -146,12 +147,14 @@ var (
 		1: "PHASE_FETCHING",
 		2: "PHASE_RUNNING",
 		3: "PHASE_SAVING",
+		4: "PHASE_STARTING",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
 		"PHASE_FETCHING":    1,
 		"PHASE_RUNNING":     2,
 		"PHASE_SAVING":      3,
+		"PHASE_STARTING":    4,
 	}
 )
 
@@ -1418,6 +1421,10 @@ type Task struct {
 	SealedKey []byte `protobuf:"bytes,10,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
 	// The task's secrets, encrypted to the provider.
 	SealedSecrets []byte `protobuf:"bytes,13,opt,name=sealed_secrets,json=sealedSecrets,proto3" json:"sealed_secrets,omitempty"`
+	// When the task counts as running; none is from its start on.
+	Ready *Ready `protobuf:"bytes,11,opt,name=ready,proto3" json:"ready,omitempty"`
+	// It is ended, as done, when its ports have had no connection for so long.
+	IdleStopMs    int64 `protobuf:"varint,12,opt,name=idle_stop_ms,json=idleStopMs,proto3" json:"idle_stop_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1529,6 +1536,83 @@ func (x *Task) GetSealedSecrets() []byte {
 	return nil
 }
 
+func (x *Task) GetReady() *Ready {
+	if x != nil {
+		return x.Ready
+	}
+	return nil
+}
+
+func (x *Task) GetIdleStopMs() int64 {
+	if x != nil {
+		return x.IdleStopMs
+	}
+	return 0
+}
+
+// Ready is the probe of a service: until GET http at the container's port is
+// answered by a status of 200 to 399 nothing is billed, and when within_ms have
+// passed without one the task has failed.
+type Ready struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Http          string                 `protobuf:"bytes,2,opt,name=http,proto3" json:"http,omitempty"`
+	WithinMs      int64                  `protobuf:"varint,3,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ready) Reset() {
+	*x = Ready{}
+	mi := &file_lumbung_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ready) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ready) ProtoMessage() {}
+
+func (x *Ready) ProtoReflect() protoreflect.Message {
+	mi := &file_lumbung_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ready.ProtoReflect.Descriptor instead.
+func (*Ready) Descriptor() ([]byte, []int) {
+	return file_lumbung_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Ready) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Ready) GetHttp() string {
+	if x != nil {
+		return x.Http
+	}
+	return ""
+}
+
+func (x *Ready) GetWithinMs() int64 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
+
 // Limits bound one task.
 type Limits struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1544,7 +1628,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1640,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1653,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{14}
+	return file_lumbung_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Limits) GetFetchMs() int64 {
@@ -1644,7 +1728,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1740,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1753,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{15}
+	return file_lumbung_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Lease) GetNonce() []byte {
@@ -1826,7 +1910,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1922,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1935,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{16}
+	return file_lumbung_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Decision) GetLeaseId() []byte {
@@ -1909,7 +1993,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2005,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2018,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{17}
+	return file_lumbung_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Heartbeat) GetLeaseId() []byte {
@@ -2021,7 +2105,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2117,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2130,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{18}
+	return file_lumbung_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Verdict) GetLeaseId() []byte {
@@ -2096,7 +2180,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2192,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2205,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{19}
+	return file_lumbung_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -2164,7 +2248,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2260,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2273,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{20}
+	return file_lumbung_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogChunk) GetLeaseId() []byte {
@@ -2226,7 +2310,7 @@ type Exceeded struct {
 
 func (x *Exceeded) Reset() {
 	*x = Exceeded{}
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2322,7 @@ func (x *Exceeded) String() string {
 func (*Exceeded) ProtoMessage() {}
 
 func (x *Exceeded) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2335,7 @@ func (x *Exceeded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exceeded.ProtoReflect.Descriptor instead.
 func (*Exceeded) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{21}
+	return file_lumbung_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Exceeded) GetLimit() string {
@@ -2299,13 +2383,18 @@ type Result struct {
 	LogSeq        uint64                 `protobuf:"varint,12,opt,name=log_seq,json=logSeq,proto3" json:"log_seq,omitempty"` // records of output in all
 	Charge        *Amount                `protobuf:"bytes,13,opt,name=charge,proto3" json:"charge,omitempty"`
 	ProviderFault bool                   `protobuf:"varint,14,opt,name=provider_fault,json=providerFault,proto3" json:"provider_fault,omitempty"`
+	// Where the provider's own time went: bringing image, inputs and caches here,
+	// laying them out up to the container's start, and saving after its end.
+	FetchMs       int64 `protobuf:"varint,15,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
+	PrepareMs     int64 `protobuf:"varint,16,opt,name=prepare_ms,json=prepareMs,proto3" json:"prepare_ms,omitempty"`
+	SaveMs        int64 `protobuf:"varint,17,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2406,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2419,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{22}
+	return file_lumbung_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Result) GetLeaseId() []byte {
@@ -2431,6 +2520,27 @@ func (x *Result) GetProviderFault() bool {
 	return false
 }
 
+func (x *Result) GetFetchMs() int64 {
+	if x != nil {
+		return x.FetchMs
+	}
+	return 0
+}
+
+func (x *Result) GetPrepareMs() int64 {
+	if x != nil {
+		return x.PrepareMs
+	}
+	return 0
+}
+
+func (x *Result) GetSaveMs() int64 {
+	if x != nil {
+		return x.SaveMs
+	}
+	return 0
+}
+
 // Receipt is the renter's countersignature: what is booked by both.
 type Receipt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2446,7 +2556,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2568,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2581,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{23}
+	return file_lumbung_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Receipt) GetLeaseId() []byte {
@@ -2529,7 +2639,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2651,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2664,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{24}
+	return file_lumbung_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cancel) GetLeaseId() []byte {
@@ -2595,7 +2705,7 @@ type LeaseQuery struct {
 
 func (x *LeaseQuery) Reset() {
 	*x = LeaseQuery{}
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2717,7 @@ func (x *LeaseQuery) String() string {
 func (*LeaseQuery) ProtoMessage() {}
 
 func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2730,7 @@ func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseQuery.ProtoReflect.Descriptor instead.
 func (*LeaseQuery) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{25}
+	return file_lumbung_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaseQuery) GetLeaseId() []byte {
@@ -2644,7 +2754,7 @@ type LeaseStatus struct {
 
 func (x *LeaseStatus) Reset() {
 	*x = LeaseStatus{}
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2766,7 @@ func (x *LeaseStatus) String() string {
 func (*LeaseStatus) ProtoMessage() {}
 
 func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2779,7 @@ func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStatus.ProtoReflect.Descriptor instead.
 func (*LeaseStatus) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{26}
+	return file_lumbung_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LeaseStatus) GetLeaseId() []byte {
@@ -2723,7 +2833,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2845,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2858,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{27}
+	return file_lumbung_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExecRequest) GetLeaseId() []byte {
@@ -2807,7 +2917,7 @@ type PortRequest struct {
 
 func (x *PortRequest) Reset() {
 	*x = PortRequest{}
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +2929,7 @@ func (x *PortRequest) String() string {
 func (*PortRequest) ProtoMessage() {}
 
 func (x *PortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +2942,7 @@ func (x *PortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRequest.ProtoReflect.Descriptor instead.
 func (*PortRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{28}
+	return file_lumbung_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PortRequest) GetLeaseId() []byte {
@@ -2866,7 +2976,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +2988,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +3001,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{29}
+	return file_lumbung_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Ack) GetOf() []byte {
@@ -2912,7 +3022,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3034,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3047,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{30}
+	return file_lumbung_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Ping) GetNonce() []byte {
@@ -3071,7 +3181,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05Cache\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xea\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xb5\x03\n" +
 	"\x04Task\x12\x18\n" +
 	"\acommand\x18\x01 \x03(\tR\acommand\x12$\n" +
 	"\x03env\x18\x02 \x03(\v2\x12.lumbung.v1.EnvVarR\x03env\x12)\n" +
@@ -3087,7 +3197,14 @@ const file_lumbung_proto_rawDesc = "" +
 	"\n" +
 	"sealed_key\x18\n" +
 	" \x01(\fR\tsealedKey\x12%\n" +
-	"\x0esealed_secrets\x18\r \x01(\fR\rsealedSecrets\"\xa7\x01\n" +
+	"\x0esealed_secrets\x18\r \x01(\fR\rsealedSecrets\x12'\n" +
+	"\x05ready\x18\v \x01(\v2\x11.lumbung.v1.ReadyR\x05ready\x12 \n" +
+	"\fidle_stop_ms\x18\f \x01(\x03R\n" +
+	"idleStopMs\"L\n" +
+	"\x05Ready\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04http\x18\x02 \x01(\tR\x04http\x12\x1b\n" +
+	"\twithin_ms\x18\x03 \x01(\x03R\bwithinMs\"\xa7\x01\n" +
 	"\x06Limits\x12\x19\n" +
 	"\bfetch_ms\x18\x01 \x01(\x03R\afetchMs\x12\x15\n" +
 	"\x06run_ms\x18\x02 \x01(\x03R\x05runMs\x12\x1b\n" +
@@ -3156,7 +3273,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x10\n" +
 	"\x03max\x18\x02 \x01(\x04R\x03max\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x04R\x04seen\x12\x13\n" +
-	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xd8\x03\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xab\x04\n" +
 	"\x06Result\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12-\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x13.lumbung.v1.OutcomeR\aoutcome\x12\x1b\n" +
@@ -3174,7 +3291,11 @@ const file_lumbung_proto_rawDesc = "" +
 	"\busage_ms\x18\v \x01(\x03R\ausageMs\x12\x17\n" +
 	"\alog_seq\x18\f \x01(\x04R\x06logSeq\x12*\n" +
 	"\x06charge\x18\r \x01(\v2\x12.lumbung.v1.AmountR\x06charge\x12%\n" +
-	"\x0eprovider_fault\x18\x0e \x01(\bR\rproviderFault\"\xaf\x01\n" +
+	"\x0eprovider_fault\x18\x0e \x01(\bR\rproviderFault\x12\x19\n" +
+	"\bfetch_ms\x18\x0f \x01(\x03R\afetchMs\x12\x1d\n" +
+	"\n" +
+	"prepare_ms\x18\x10 \x01(\x03R\tprepareMs\x12\x17\n" +
+	"\asave_ms\x18\x11 \x01(\x03R\x06saveMs\"\xaf\x01\n" +
 	"\aReceipt\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x1b\n" +
 	"\tresult_id\x18\x02 \x01(\fR\bresultId\x12\x13\n" +
@@ -3234,12 +3355,13 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x11REASON_NO_SANDBOX\x10\x10\x12\x16\n" +
 	"\x12REASON_GPU_DEVICES\x10\x11\x12\x13\n" +
 	"\x0fREASON_GPU_CUDA\x10\x12\x12\x1b\n" +
-	"\x17REASON_GPU_CAPABILITIES\x10\x13*W\n" +
+	"\x17REASON_GPU_CAPABILITIES\x10\x13*k\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_FETCHING\x10\x01\x12\x11\n" +
 	"\rPHASE_RUNNING\x10\x02\x12\x10\n" +
-	"\fPHASE_SAVING\x10\x03*_\n" +
+	"\fPHASE_SAVING\x10\x03\x12\x12\n" +
+	"\x0ePHASE_STARTING\x10\x04*_\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOUTCOME_DONE\x10\x01\x12\x12\n" +
@@ -3259,7 +3381,7 @@ func file_lumbung_proto_rawDescGZIP() []byte {
 }
 
 var file_lumbung_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_lumbung_proto_goTypes = []any{
 	(Reason)(0),           // 0: lumbung.v1.Reason
 	(Phase)(0),            // 1: lumbung.v1.Phase
@@ -3278,23 +3400,24 @@ var file_lumbung_proto_goTypes = []any{
 	(*Input)(nil),         // 14: lumbung.v1.Input
 	(*Cache)(nil),         // 15: lumbung.v1.Cache
 	(*Task)(nil),          // 16: lumbung.v1.Task
-	(*Limits)(nil),        // 17: lumbung.v1.Limits
-	(*Lease)(nil),         // 18: lumbung.v1.Lease
-	(*Decision)(nil),      // 19: lumbung.v1.Decision
-	(*Heartbeat)(nil),     // 20: lumbung.v1.Heartbeat
-	(*Verdict)(nil),       // 21: lumbung.v1.Verdict
-	(*LogRecord)(nil),     // 22: lumbung.v1.LogRecord
-	(*LogChunk)(nil),      // 23: lumbung.v1.LogChunk
-	(*Exceeded)(nil),      // 24: lumbung.v1.Exceeded
-	(*Result)(nil),        // 25: lumbung.v1.Result
-	(*Receipt)(nil),       // 26: lumbung.v1.Receipt
-	(*Cancel)(nil),        // 27: lumbung.v1.Cancel
-	(*LeaseQuery)(nil),    // 28: lumbung.v1.LeaseQuery
-	(*LeaseStatus)(nil),   // 29: lumbung.v1.LeaseStatus
-	(*ExecRequest)(nil),   // 30: lumbung.v1.ExecRequest
-	(*PortRequest)(nil),   // 31: lumbung.v1.PortRequest
-	(*Ack)(nil),           // 32: lumbung.v1.Ack
-	(*Ping)(nil),          // 33: lumbung.v1.Ping
+	(*Ready)(nil),         // 17: lumbung.v1.Ready
+	(*Limits)(nil),        // 18: lumbung.v1.Limits
+	(*Lease)(nil),         // 19: lumbung.v1.Lease
+	(*Decision)(nil),      // 20: lumbung.v1.Decision
+	(*Heartbeat)(nil),     // 21: lumbung.v1.Heartbeat
+	(*Verdict)(nil),       // 22: lumbung.v1.Verdict
+	(*LogRecord)(nil),     // 23: lumbung.v1.LogRecord
+	(*LogChunk)(nil),      // 24: lumbung.v1.LogChunk
+	(*Exceeded)(nil),      // 25: lumbung.v1.Exceeded
+	(*Result)(nil),        // 26: lumbung.v1.Result
+	(*Receipt)(nil),       // 27: lumbung.v1.Receipt
+	(*Cancel)(nil),        // 28: lumbung.v1.Cancel
+	(*LeaseQuery)(nil),    // 29: lumbung.v1.LeaseQuery
+	(*LeaseStatus)(nil),   // 30: lumbung.v1.LeaseStatus
+	(*ExecRequest)(nil),   // 31: lumbung.v1.ExecRequest
+	(*PortRequest)(nil),   // 32: lumbung.v1.PortRequest
+	(*Ack)(nil),           // 33: lumbung.v1.Ack
+	(*Ping)(nil),          // 34: lumbung.v1.Ping
 }
 var file_lumbung_proto_depIdxs = []int32{
 	4,  // 0: lumbung.v1.Capacity.gpus:type_name -> lumbung.v1.GPU
@@ -3304,23 +3427,24 @@ var file_lumbung_proto_depIdxs = []int32{
 	13, // 4: lumbung.v1.Task.env:type_name -> lumbung.v1.EnvVar
 	14, // 5: lumbung.v1.Task.inputs:type_name -> lumbung.v1.Input
 	15, // 6: lumbung.v1.Task.caches:type_name -> lumbung.v1.Cache
-	7,  // 7: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
-	8,  // 8: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
-	16, // 9: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
-	17, // 10: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
-	3,  // 11: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
-	0,  // 12: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
-	1,  // 13: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
-	22, // 14: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
-	2,  // 15: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
-	24, // 16: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
-	3,  // 17: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
-	3,  // 18: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	17, // 7: lumbung.v1.Task.ready:type_name -> lumbung.v1.Ready
+	7,  // 8: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
+	8,  // 9: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
+	16, // 10: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
+	18, // 11: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
+	3,  // 12: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
+	0,  // 13: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
+	1,  // 14: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
+	23, // 15: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
+	2,  // 16: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
+	25, // 17: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
+	3,  // 18: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
+	3,  // 19: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_lumbung_proto_init() }
@@ -3334,7 +3458,7 @@ func file_lumbung_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lumbung_proto_rawDesc), len(file_lumbung_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -194,7 +194,7 @@ func (t *Task) check() error {
 			return err
 		}
 	}
-	return first(t.checkCaches(), t.checkPrivate(), t.checkSecrets(), text("workdir", t.GetWorkdir(), maxPath))
+	return first(t.checkCaches(), t.checkPrivate(), t.checkSecrets(), t.GetReady().check(), t.checkIdle(), text("workdir", t.GetWorkdir(), maxPath))
 }
 
 func (t *Task) checkCaches() error {
@@ -260,7 +260,7 @@ func (d *Decision) Validate(now time.Time) error {
 
 // Validate implements Message.
 func (h *Heartbeat) Validate(now time.Time) error {
-	if h.GetPhase() < Phase_PHASE_FETCHING || h.GetPhase() > Phase_PHASE_SAVING {
+	if h.GetPhase() < Phase_PHASE_FETCHING || h.GetPhase() > Phase_PHASE_STARTING {
 		return bad("phase %d is not known", h.GetPhase())
 	}
 	if len(h.GetOutputs()) > 0 {
@@ -314,6 +314,7 @@ func (r *Result) Validate(now time.Time) error {
 		digest("lease id", r.GetLeaseId()),
 		issued(r.GetEndedMs(), now),
 		spanMs("usage", r.GetUsageMs()),
+		spanMs("time to fetch", r.GetFetchMs()), spanMs("time to prepare", r.GetPrepareMs()), spanMs("time to save", r.GetSaveMs()),
 		amount("charge", r.GetCharge()),
 		text("reason", r.GetReason(), maxDetail),
 		needed("exit source", r.GetExitSource(), 32),

@@ -77,6 +77,7 @@ func sampleLease() *Lease {
 			Inputs: []*Input{{Root: sampleCID(), To: "/in", Size: 10, Private: true}}, Outputs: []string{"/out"}, Workdir: "/work", Entrypoint: []string{"/bin/sh"},
 			Caches: []*Cache{{Key: "weights", To: "/cache", Size: 1 << 30}}, Streams: []uint32{0}, Private: true, SealedKey: fill(9, 200),
 			SealedSecrets: fill(10, 300),
+			Ready:         &Ready{Port: 8080, Http: "/health?deep=1", WithinMs: 300_000}, IdleStopMs: 600_000,
 		},
 		Limits: &Limits{FetchMs: 60_000, RunMs: 3_600_000, LogBytes: 1 << 20, OutputBytes: 1 << 30, Pids: 1024, SaveMs: 60_000},
 		Net:    "none", Asset: "test", PricePerHour: 450, Budget: &Amount{Asset: "test", Hi: 1, Lo: 2}, HeartbeatMs: 1000,
@@ -89,6 +90,7 @@ func sampleResult() *Result {
 		LeaseId: fill(5, 32), Outcome: Outcome_OUTCOME_FAILED, ExitCode: 137, ExitSource: "limit", Reason: "out of memory",
 		Exceeded: &Exceeded{Limit: "memory", Max: 10, Seen: 11, AtMs: at(-time.Second)}, Outputs: sampleCID(), OutputBytes: 77,
 		StartedMs: at(-time.Minute), EndedMs: at(-time.Second), UsageMs: 59_000, LogSeq: 9, Charge: &Amount{Asset: "test", Lo: 7}, ProviderFault: true,
+		FetchMs: 400, PrepareMs: 30, SaveMs: 20,
 	}
 }
 

@@ -34,6 +34,8 @@ const (
 	maxRecords   = 4096
 	maxMillis    = int64(400 * 24 * time.Hour / time.Millisecond)
 	maxSaveMs    = int64(24 * time.Hour / time.Millisecond)
+	maxReadyMs   = int64(15 * time.Minute / time.Millisecond) // nobody pays for it
+	minIdleMs    = int64(10 * time.Second / time.Millisecond)
 	maxCPUMillis = 4096 * 1000
 	maxBytes     = 1 << 50 // of memory, disk, outputs or log: a sum of some, times the most tasks, is no overflow
 )

@@ -100,6 +100,8 @@ func taskRemedy(id string, t *client.Task) string {
 			return "a longer --timeout (limits.run in a job file)"
 		case "fetch":
 			return "a longer --fetch-timeout (limits.fetch in a job file), or --on a provider with a better link"
+		case job.LimitReady:
+			return "lumbung logs " + id + " shows what it did; a longer --ready-within (ready.within in a job file) if it needs more time"
 		case sandbox.LimitOutput:
 			return "a larger limits.output in a job file"
 		case "budget":
@@ -165,7 +167,11 @@ func (a *app) sayOutcome(d client.JobDetail, o outcome, followed bool) {
 			a.con.Notef("job %s done, %s of %d failed, %s", o.Job, plural(n, "task"), len(d.Tasks), moneyText(o.Spent))
 			return
 		}
-		a.con.Notef("job %s done, %s", o.Job, moneyText(o.Spent))
+		why := ""
+		if o.Reason != "" && !followed {
+			why = ": " + clean(o.Reason)
+		}
+		a.con.Notef("job %s done%s, %s", o.Job, why, moneyText(o.Spent))
 		return
 	}
 	switch {

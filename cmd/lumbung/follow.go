@@ -283,6 +283,8 @@ func (f *follower) live(t job.TaskRecord) {
 		f.a.con.Live(label)
 	case t.State == job.TaskQueued:
 		f.a.con.Live("waiting for a provider")
+	case t.State == string(job.Starting):
+		f.a.con.Live("starting: not billed before it is ready")
 	default:
 		f.a.con.Live("")
 	}
@@ -327,7 +329,7 @@ func (f *follower) counts() string {
 		counts[t.State]++
 	}
 	line := plural(len(f.tasks), "task") + ":"
-	for _, s := range []string{job.TaskQueued, "proposed", "leased", "fetching", "running", "saving", "done", "failed", "cancelled"} {
+	for _, s := range []string{job.TaskQueued, "proposed", "leased", "fetching", "starting", "running", "saving", "done", "failed", "cancelled"} {
 		if counts[s] > 0 {
 			line += fmt.Sprintf("  %d %s", counts[s], s)
 		}
@@ -346,10 +348,14 @@ func taskLine(t job.TaskRecord, known bool) string {
 		return ""
 	case string(job.Proposed):
 		return ""
-	case string(job.Leased), string(job.Fetching), string(job.Running), string(job.Saving):
+	case string(job.Leased), string(job.Fetching), string(job.Starting), string(job.Running), string(job.Saving):
 		return fmt.Sprintf("%-9s", t.State) + on
 	case string(job.Done):
-		return fmt.Sprintf("done      %s in %s, %s", "exit "+fmt.Sprint(t.ExitCode), spanText(time.Duration(t.UsageMs)*time.Millisecond), moneyText(t.Charge))
+		line := fmt.Sprintf("done      exit %d in %s", t.ExitCode, spanText(time.Duration(t.UsageMs)*time.Millisecond))
+		if t.Reason != "" {
+			line += ": " + clean(t.Reason)
+		}
+		return line + ", " + moneyText(t.Charge)
 	}
 	line := fmt.Sprintf("%-9s exit %d", t.State, t.ExitCode)
 	if t.Exceeded != nil {

@@ -13,7 +13,7 @@ var contract = map[string][]string{
 	"up":   {"-d", "--role", "--public", "--bootstrap", "--network", "--listen", "--fake-gpu", "--cpus", "--memory", "--price-cpu", "--price-gpu", "--ipfs", "--home"},
 	"down": nil, "status": {"-o"}, "doctor": {"--role"}, "netcheck": {"-o"}, "ping": {"-o"}, "id": {"-o"},
 	"devnet": {"--providers", "--fake-gpu", "--seed"},
-	"run":    {"--gpus", "--cpus", "--memory", "-e", "--secret", "--in", "--out", "-p", "--stream", "--cache", "--array", "--parallel", "--retries", "--timeout", "--max-hourly", "--budget", "--on", "--name", "--workdir", "--network", "-d", "-y", "--dry-run", "-o"},
+	"run":    {"--gpus", "--cpus", "--memory", "-e", "--secret", "--in", "--out", "-p", "--ready-http", "--ready-port", "--ready-within", "--idle-stop", "--stream", "--cache", "--array", "--parallel", "--retries", "--timeout", "--max-hourly", "--budget", "--on", "--name", "--workdir", "--network", "-d", "-y", "--dry-run", "-o"},
 	"submit": {"-o"}, "quote": {"--gpus", "--max-hourly", "-o"}, "ps": {"-a", "-o"}, "inspect": {"-o"},
 	"logs": {"-f", "--since", "--task"}, "events": {"-f", "-o"}, "wait": {"-o"}, "stop": {"-o"}, "get": {"-o"},
 	"port": {"--task"}, "exec": {"-i", "-t", "--task"}, "offers": {"-o"},

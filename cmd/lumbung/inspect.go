@@ -46,6 +46,12 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 	for _, s := range j.Spec.Secrets {
 		row(w, "secret", s.Name)
 	}
+	if r := j.Spec.Ready; r != nil {
+		row(w, "ready", fmt.Sprintf("when GET %s on port %d is answered, within %s", r.HTTP, r.Port, spanText(r.Within)))
+	}
+	if j.Spec.IdleStop > 0 {
+		row(w, "ends", "when nobody has been connected to its ports for "+spanText(j.Spec.IdleStop))
+	}
 	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
 	if j.Over() {
 		row(w, "took", spanText(j.Ended.Sub(j.Created)))
@@ -64,16 +70,40 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 		}
 		row(w, t.Index, numbers, t.State, exit, orDash(peerText(t.Provider)), t.Attempts, spanText(ms(t.UsageMs)), moneyText(t.Charge), t.Reason)
 	}
+	a.inspectTimes(w, d)
 	if len(d.Contracts) == 0 {
 		return
 	}
 	row(w, "")
-	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "FETCHING", "RUNNING", "USED", "CHARGE", "REASON")
+	row(w, "LEASE", "TASK", "STATE", "PROVIDER", "PRICE", "USED", "CHARGE", "REASON")
 	for _, c := range d.Contracts {
 		row(w, c.ID.Short(), c.Task, c.State, peerText(c.Provider), priceText(client.Amount{Asset: c.Asset, Lo: c.Price}),
-			phase(c.FetchingAt, c.RunningAt, c.EndedAt, a.now()), phase(c.RunningAt, c.SavingAt, c.EndedAt, a.now()),
 			spanText(ms(c.UsageMs)), moneyText(c.Charge), orElse(c.Reason, reasonOrNone(c.Refusal)))
 	}
+}
+
+// inspectTimes tells where the time of each attempt went. The phase that it is
+// in counts up to now.
+func (*app) inspectTimes(w io.Writer, d client.JobDetail) {
+	if len(d.Times) == 0 {
+		return
+	}
+	row(w, "")
+	row(w, "TASK", "TRY", "WAITING", "QUOTING", "FETCHING", "PREPARING", "STARTING", "RUNNING", "SAVING", "TOTAL")
+	for _, t := range d.Times {
+		cells := []any{t.Task, t.Attempt + 1}
+		for _, span := range []time.Duration{t.Waiting, t.Quoting, t.Fetching, t.Preparing, t.Starting, t.Running, t.Saving, t.Total} {
+			cells = append(cells, spanOrDash(span))
+		}
+		row(w, cells...)
+	}
+}
+
+func spanOrDash(d time.Duration) string {
+	if d < time.Millisecond {
+		return "-"
+	}
+	return spanText(d)
 }
 
 func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
@@ -83,17 +113,4 @@ func reasonOrNone(name string) string {
 		return ""
 	}
 	return reasonText(name)
-}
-
-// phase is how long a phase has lasted, or lasts.
-func phase(from, next, end, now time.Time) string {
-	if from.IsZero() {
-		return "-"
-	}
-	for _, until := range []time.Time{next, end} {
-		if !until.IsZero() {
-			return spanText(until.Sub(from))
-		}
-	}
-	return spanText(now.Sub(from))
 }

@@ -52,11 +52,10 @@ func stateText(j client.Job) string {
 // tasksText is how many tasks are done, of how many.
 func tasksText(j client.Job) string {
 	text := fmt.Sprintf("%d/%d", j.Counts[string(job.Done)], j.Spec.Tasks())
-	if n := j.Counts[string(job.Running)]; n > 0 {
-		text += fmt.Sprintf(", %d running", n)
-	}
-	if n := j.Counts[string(job.Failed)]; n > 0 {
-		text += fmt.Sprintf(", %d failed", n)
+	for _, s := range []job.State{job.Starting, job.Running, job.Failed} {
+		if n := j.Counts[string(s)]; n > 0 {
+			text += fmt.Sprintf(", %d %s", n, s)
+		}
 	}
 	return text
 }

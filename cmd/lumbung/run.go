@@ -60,6 +60,12 @@ func (a *app) runJob(ctx context.Context, c *client.Client, req client.SubmitReq
 	for _, p := range job.Spec.Ports {
 		a.con.Notef("%s", portText(p))
 	}
+	if r := job.Spec.Ready; r != nil {
+		a.con.Notef("billed from when GET %s on port %d of the container is answered, within %s", r.HTTP, r.Port, spanText(r.Within))
+	}
+	if job.Spec.IdleStop > 0 {
+		a.con.Notef("ends when nobody has been connected to its ports for %s", spanText(job.Spec.IdleStop))
+	}
 	if mode.detach {
 		a.con.Notef("follow it: lumbung logs -f %s; its files: lumbung get %s", job.ID, job.ID)
 		return a.show(job, func(w io.Writer) { row(w, job.ID) })

@@ -30,6 +30,9 @@ type runFlags struct {
 	maxHourly, budget              string
 	on, workdir, network           string
 	private                        bool
+	readyHTTP                      string
+	readyPort                      uint16
+	readyWithin, idleStop          time.Duration
 }
 
 func (f *runFlags) add(fs *pflag.FlagSet) {
@@ -46,6 +49,10 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.stream, "stream", false, "bring the outputs while the job runs too, every few seconds")
 	fs.StringArrayVar(&f.cache, "cache", nil, "`KEY:PATH`: a folder inside that stays on its provider for your next jobs; cid:CID:PATH is content to read")
 	fs.StringArrayVarP(&f.ports, "publish", "p", nil, "`LOCAL:REMOTE`: a port of this machine that leads to one of the container")
+	fs.StringVar(&f.readyHTTP, "ready-http", "", "`path`: bill only from when GET of it is answered, such as /health")
+	fs.Uint16Var(&f.readyPort, "ready-port", 0, "`port` of the container for --ready-http (default the one of -p)")
+	fs.DurationVar(&f.readyWithin, "ready-within", 0, "`time` a service may take to be ready (default 5m, at most 15m)")
+	fs.DurationVar(&f.idleStop, "idle-stop", 0, "`time` without a connection to its ports after which a service has done its work")
 	fs.StringVar(&f.array, "array", "", "`range`: tasks over 1-240, or 1-240:4 for four numbers each")
 	fs.IntVar(&f.parallel, "parallel", 0, "most `tasks` at once (default all)")
 	fs.IntVar(&f.maxFailed, "max-failed", 0, "failed `tasks` that the job bears")
@@ -94,6 +101,13 @@ func (f *runFlags) spec(fs *pflag.FlagSet, args []string) (job.Spec, error) {
 	if s.Array == nil && (fs.Changed("parallel") || fs.Changed("max-failed")) {
 		return s, usageErrf("--parallel and --max-failed are for arrays: give --array too")
 	}
+	if f.readyHTTP == "" && (fs.Changed("ready-port") || fs.Changed("ready-within")) {
+		return s, usageErrf("--ready-port and --ready-within are for a probe: give --ready-http too, such as --ready-http /health")
+	}
+	if f.readyHTTP != "" {
+		s.Ready = &job.ReadySpec{HTTP: f.readyHTTP, Port: f.readyPort, Within: f.readyWithin}
+	}
+	s.IdleStop = f.idleStop
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {
 		return s, usageErrf("%w", err)

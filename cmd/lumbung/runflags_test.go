@@ -55,6 +55,13 @@ func TestRunFlagsToSpec(t *testing.T) {
 		"pay": {[]string{"--max-hourly", "0.60", "--budget", "1.00", "img"}, func(s *job.Spec) {
 			s.Pay = job.PaySpec{MaxHourly: ledger.Units("usd", 600_000), Budget: ledger.Units("usd", 1_000_000)}
 		}},
+		"ready": {[]string{"-p", "8080:80", "--ready-http", "/health", "img"}, func(s *job.Spec) {
+			s.Ports, s.Ready = []job.PortSpec{{Local: 8080, Remote: 80}}, &job.ReadySpec{HTTP: "/health", Port: 80, Within: 5 * time.Minute}
+		}},
+		"idle": {[]string{"-p", "80", "--idle-stop", "10m", "img"}, func(s *job.Spec) { s.Ports, s.IdleStop = []job.PortSpec{{Remote: 80}}, 10*time.Minute }},
+		"ready port": {[]string{"--ready-http", "/up", "--ready-port", "81", "--ready-within", "2m", "img"}, func(s *job.Spec) {
+			s.Ready = &job.ReadySpec{HTTP: "/up", Port: 81, Within: 2 * time.Minute}
+		}},
 		"place": {[]string{"--on", "12D3KooW", "--workdir", "/w", "--network", "outbound", "img"}, func(s *job.Spec) { s.On, s.Workdir, s.Network = "12D3KooW", "/w", "outbound" }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -79,6 +86,12 @@ func TestRunFlagsRefused(t *testing.T) {
 	}{
 		{[]string{"--gpus", "rtx9999", "img"}, "rtx9999"},
 		{[]string{"--memory", "lots", "img"}, "--memory lots"},
+		{[]string{"--ready-http", "/health", "img"}, "ready.port: missing"},
+		{[]string{"--ready-http", "health", "-p", "80", "img"}, "begins with a single /"},
+		{[]string{"--idle-stop", "10m", "img"}, "without ports"},
+		{[]string{"--idle-stop", "1s", "-p", "80", "img"}, "is not between 10s"},
+		{[]string{"--ready-within", "1m", "img"}, "give --ready-http too"},
+		{[]string{"--ready-http", "/", "--ready-within", "1h", "-p", "80", "img"}, "is not between"},
 		{[]string{"--cpus", "-1", "img"}, "--cpus -1"},
 		{[]string{"--max-hourly", "free", "img"}, "--max-hourly free"},
 		{[]string{"--budget", "0.0000001", "img"}, "smallest unit"},

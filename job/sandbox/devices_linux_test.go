@@ -102,7 +102,7 @@ func TestDevicesWithoutDriver(t *testing.T) {
 	if err := e.r.Prepare(ctxOf(t), s); err != nil {
 		t.Fatal(err)
 	}
-	_, err := e.r.Start(ctxOf(t), s.ID)
+	_, err := e.r.Start(ctxOf(t), s.ID, nil)
 	x, waitErr := e.r.Wait(ctxOf(t), s.ID)
 	if waitErr != nil || x.Source != SourceSandbox || x.Code != CodeSandbox || !strings.Contains(x.Reason, "nvidiactl") {
 		t.Errorf("started with %v, ended with %+v, %v", err, x, waitErr)

@@ -18,6 +18,8 @@ type (
 	Task = job.TaskRecord
 	// Contract is one lease, on either side.
 	Contract = job.Contract
+	// Times is where the time of one attempt at a task went.
+	Times = job.Times
 	// Spec is a job as its owner wrote it.
 	Spec = job.Spec
 	// SecretSpec is a secret of a job, by its name.
@@ -205,6 +207,7 @@ type JobDetail struct {
 	Job       Job        `json:"job"`
 	Tasks     []Task     `json:"tasks"`
 	Contracts []Contract `json:"contracts"`
+	Times     []Times    `json:"times"` // of each attempt, in the tasks' order
 }
 
 // Quote is what a job would cost and where it would run.

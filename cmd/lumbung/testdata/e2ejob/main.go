@@ -68,6 +68,8 @@ func main() {
 		stages(arg(1))
 	case "serve":
 		serve()
+	case "service": // DIR: unwell until it finds a file named go in the folder
+		service(arg(1))
 	case "hang":
 		select {}
 	case "tick": // like hang, but with a timer, so that the runtime sees no deadlock

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/gorilla/websocket"
@@ -48,6 +50,21 @@ func serve() {
 			}
 		}
 	})
+	l, err := net.Listen("tcp", ":8080")
+	check(err)
+	fmt.Println("serving")
+	check(http.Serve(l, nil))
+}
+
+// service answers on port 8080: /health says how it is, and anything else that
+// it is there.
+func service(dir string) {
+	http.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := os.Stat(filepath.Join(dir, "go")); err != nil {
+			http.Error(w, "not yet", http.StatusServiceUnavailable)
+		}
+	})
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "here") })
 	l, err := net.Listen("tcp", ":8080")
 	check(err)
 	fmt.Println("serving")
