@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,7 +189,10 @@ func changes(before, after *Contract) string {
 // then lets what is pending arrive, and compares the two sides.
 func TestBothSidesAgree(t *testing.T) {
 	ends := map[State]int{}
-	rapid.Check(t, func(t *rapid.T) {
+	every := func() bool {
+		return !slices.ContainsFunc([]State{Done, Failed, Cancelled, Lost, Refused}, func(s State) bool { return ends[s] == 0 })
+	}
+	history := func(t *rapid.T) {
 		price := rapid.SampledFrom([]uint64{0, 1, 600_000, 3_600_000_000}).Draw(t, "price")
 		w := newWorld(price, rapid.SampledFrom([]uint64{0, 1, 5_000_000, 1 << 40}).Draw(t, "budget"))
 		for n := rapid.IntRange(1, 40).Draw(t, "steps"); n > 0; n-- {
@@ -201,11 +205,16 @@ func TestBothSidesAgree(t *testing.T) {
 		}
 		w.checkAgreement(t)
 		ends[w.renter.c.State]++
-	})
-	for _, s := range []State{Done, Failed, Cancelled, Lost, Refused} {
-		if ends[s] == 0 {
-			t.Errorf("no history ended %s: %v", s, ends)
+	}
+	// A hundred histories sometimes miss the rarest end; fifty times as many do not.
+	for range 50 {
+		rapid.Check(t, history)
+		if t.Failed() || every() {
+			break
 		}
+	}
+	if !t.Failed() && !every() {
+		t.Errorf("not every end was met: %v", ends)
 	}
 }
 
