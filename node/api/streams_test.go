@@ -421,7 +421,7 @@ func TestWaitJob(t *testing.T) {
 }
 
 func TestStopEndsStreams(t *testing.T) {
-	r := start(t, func(o *Options) { o.Grace = time.Minute })
+	r := start(t)
 	r.fake.emit(eventsFrom(1, 1, "")...)
 	opened, ended := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
