@@ -222,9 +222,10 @@ func TestLiarCostsOneBlock(t *testing.T) {
 			open := make(chan struct{})
 			letB := sync.OnceFunc(func() { close(open) })
 			defer letB()
-			n.honest("b", src, quickOptions, gated(0, open)) // doubled ranges would be counted as wasted too
+			n.honest("b", src, quickOptions, gated(0, open))
 			o := quickOptions
 			o.Stall, o.Patience = time.Hour, time.Hour
+			o.TailAfter = time.Hour // a range doubled, or a quick start doubled when it stalls, is counted as wasted too
 			s := testStore(t)
 			e := NewExchange(s, n, o)
 			f := e.Start(t.Context(), root, FetchOptions{Peers: []string{"liar", "b"}})
