@@ -426,3 +426,40 @@ func TestCheck(t *testing.T) {
 		t.Error("an ordinary user is said to hold CPU shares")
 	}
 }
+
+// TestStopOfOneThatStarts has a stop come at every moment of a container's start,
+// as one does after a restart of the node: it is heard.
+func TestStopOfOneThatStarts(t *testing.T) {
+	e := newEnv(t)
+	for i := range 8 {
+		s := e.spec("deaf")
+		must(t, e.r.Prepare(ctxOf(t), s))
+		started := make(chan error, 1)
+		go func() {
+			_, err := e.r.Start(ctxOf(t), s.ID, nil)
+			started <- err
+		}()
+		dir := filepath.Join(e.r.jobs, s.ID)
+		e.eventually(func() bool { // its supervisor lives
+			_, err := os.Stat(filepath.Join(dir, fileShim))
+			if err != nil {
+				return false
+			}
+			lock, free, err := lockShim(dir)
+			if free {
+				must(t, lock.Close())
+			}
+			st, _ := readState(dir)
+			return err == nil && !free || st.Phase != ""
+		})
+		must(t, waitChange(ctxOf(t), time.Duration(i)*10*time.Millisecond))
+		must(t, e.r.Stop(ctxOf(t), s.ID, 0))
+		if err := <-started; err != nil {
+			t.Logf("start: %v", err)
+		}
+		if x := e.wait(s.ID); x.Code != 137 || !x.Stopped || x.Source != SourceJob {
+			t.Errorf("%+v", x)
+		}
+		must(t, e.r.Remove(ctxOf(t), s.ID))
+	}
+}

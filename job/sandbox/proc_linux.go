@@ -84,6 +84,18 @@ func killPid(ctx context.Context, dir string, pid int) error {
 	return waitPidfd(ctx, fd)
 }
 
+// killOwn kills a process of the container in dir, if that is what pid still is.
+func killOwn(dir string, pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if belongs(dir, pid) {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+}
+
 // waitPidfd waits for the end of a process.
 func waitPidfd(ctx context.Context, fd int) error {
 	for {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -385,13 +386,40 @@ func (r *Runtime) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if err != nil {
 		return err
 	}
-	conn, err := dialShim(ctx, dir, request{Op: "stop", Grace: grace})
-	if err == nil {
+	conn, err := reachShim(ctx, dir, request{Op: "stop", Grace: grace})
+	if err != nil {
+		return fmt.Errorf("stopping %s: %w", id, err)
+	}
+	if conn != nil {
 		// Its answer comes when it is done; Wait knows better.
 		defer func() { _ = conn.Close() }()
 	}
 	_, err = r.Wait(ctx, id)
 	return err
+}
+
+// reachShim sends a request to a shim that lives, also to one that has just been
+// started and does not listen yet. There is no connection where there is no shim.
+func reachShim(ctx context.Context, dir string, req request) (net.Conn, error) {
+	for {
+		conn, err := dialShim(ctx, dir, req)
+		if err == nil {
+			return conn, nil
+		}
+		lock, free, err := lockShim(dir)
+		if free {
+			return nil, lock.Close()
+		}
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+			return nil, nil //nolint:nilnil // as said
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := waitChange(ctx, minLook); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Usage is what a running container uses, as last sampled by its supervisor.

@@ -53,6 +53,7 @@ type shim struct {
 	usage    Usage
 	sandbox  int // process id of the sentry
 	killed   bool
+	process  *os.Process      // runsc, once it is started
 	status   *unix.WaitStatus // of the program, said by the sandbox
 	mute     bool             // the sandbox was asked and ended without saying
 	failure  string           // of the sandbox, found by the shim
@@ -90,9 +91,9 @@ func ShimMain(args []string) int {
 }
 
 func (s *shim) run(pipe *os.File) error {
-	lock, ok, err := lockShim(s.dir)
-	if err != nil || !ok {
-		return errors.Join(err, errors.New("this container has a supervisor already"))
+	lock, err := takeLock(s.dir)
+	if err != nil {
+		return err
 	}
 	defer func() { _ = lock.Close() }() // last of all: its release says that the shim is gone
 	if s.plan, err = readPlan(s.dir); err != nil {
@@ -140,6 +141,22 @@ func (s *shim) run(pipe *os.File) error {
 	ctl := &control{hub: &s.hub, stop: s.stop, kill: s.kill, usage: s.usageNow, lazy: s.lazy}
 	background.Go(func() { ctl.serve(ctx, l) })
 	return s.supervise(ctx, pipe, file)
+}
+
+// takeLock takes the lock that says that a shim lives. Somebody who looks for
+// one may hold it for a moment.
+func takeLock(dir string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for {
+		lock, ok, err := lockShim(dir)
+		if ok || err != nil {
+			return lock, err
+		}
+		if waitChange(ctx, minLook) != nil {
+			return nil, errors.New("this container has a supervisor already")
+		}
+	}
 }
 
 func listenUnix(ctx context.Context, network, name string) (net.Listener, error) {
@@ -248,6 +265,13 @@ func (s *shim) launch(ctx context.Context) (*sync.WaitGroup, error) {
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	s.process = s.cmd.Process
+	killed := s.killed
+	s.mu.Unlock()
+	if killed { // before it was there
+		_ = s.cmd.Process.Kill()
+	}
 	// When memory runs out on the machine, jobs go first. Best effort.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", s.cmd.Process.Pid), []byte("500"), 0o644)
 	return readers, nil
@@ -307,12 +331,30 @@ func (s *shim) stop(ctx context.Context, grace time.Duration) error {
 	s.stopped = true
 	running := !s.started.IsZero()
 	s.mu.Unlock()
-	if !running || grace <= 0 || s.signal(ctx, unix.SIGTERM) != nil {
+	if !running || grace <= 0 {
 		s.kill()
 		return nil
 	}
 	t := time.NewTimer(grace)
 	defer t.Stop()
+	for {
+		err := s.signal(ctx, unix.SIGTERM)
+		if err == nil {
+			break
+		}
+		select {
+		case <-s.done:
+			return nil
+		case <-t.C:
+			s.kill()
+			return nil
+		default:
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) { // else it is only slow to hear
+			s.kill()
+			return nil
+		}
+	}
 	select {
 	case <-s.done:
 	case <-ctx.Done():
@@ -336,7 +378,7 @@ func (s *shim) signal(ctx context.Context, sig unix.Signal) error {
 func (s *shim) kill() {
 	s.mu.Lock()
 	s.killed = true
-	sandbox := s.sandbox
+	sandbox, process := s.sandbox, s.process
 	s.mu.Unlock()
 	select {
 	case <-s.done:
@@ -344,9 +386,11 @@ func (s *shim) kill() {
 	default:
 	}
 	if sandbox > 0 {
-		_ = unix.Kill(sandbox, unix.SIGKILL)
+		killOwn(s.dir, sandbox)
 	}
-	_ = s.cmd.Process.Kill()
+	if process != nil { // else launch does it
+		_ = process.Kill()
+	}
 }
 
 // exceed ends the container for a limit, the first one that says so.
