@@ -44,14 +44,20 @@ func (n *testNode) goOn(t *testing.T, id, out string) (client.JobDetail, int) {
 	return d, count
 }
 
-// touchGo lets a program go on that waits for a file named go. Where that lets
-// it end, its container may be gone before the exec is: only what comes of it
-// tells.
+// touchGo lets a program go on that waits for a file named go. Its provider may
+// have started a moment ago and not know its containers yet. Where it lets the
+// program end, the container may be gone before the exec is.
 func (n *testNode) touchGo(t *testing.T, id string) {
 	t.Helper()
-	if r := n.cli(t, n.w.dir, "", "exec", id, "--", "/job", "touch", "/out/go"); r.code != 0 {
+	must(t, poll(boundedBy(t, e2eWait), func() (bool, error) {
+		r := n.cli(t, n.w.dir, "", "exec", id, "--", "/job", "touch", "/out/go")
+		if r.code == 0 {
+			return true, nil
+		}
 		t.Logf("exec: %v", r)
-	}
+		d := n.detail(t, id)
+		return d.Job.Over(), nil
+	}))
 }
 
 // supervisors are the processes of containers that live from their start to
