@@ -24,6 +24,7 @@ const (
 	// without an answer was killed.
 	statusDoubt = 200 * time.Millisecond
 	startPoll   = 2 * time.Millisecond   // between looks whether it did
+	diskFind    = 5 * time.Millisecond   // between looks for the writable layer
 	sentryPoll  = 250 * time.Millisecond // between looks at the sandbox's counters, at most
 	sentryLook  = 10 * time.Millisecond  // and at least
 	forkRate    = 5000                   // processes a second that a job may start
@@ -185,11 +186,13 @@ func (s *shim) watchSentry(ctx context.Context) {
 func (s *shim) watchDisk() {
 	m := &meter{}
 	defer m.close()
-	for s.pause(startPoll) {
-		if m.pid = s.sandboxPid(); m.pid == 0 {
-			continue
+	for s.pause(diskFind) {
+		for _, m.pid = range s.mayHoldDisk() {
+			if m.find(); m.disk != nil {
+				break
+			}
 		}
-		if m.find(); m.disk != nil {
+		if m.disk != nil {
 			break
 		}
 	}
@@ -201,6 +204,26 @@ func (s *shim) watchDisk() {
 
 // lookDisk says what the writable layer takes, and names one that is full to
 // the last fiftieth: the sandbox refuses more by itself.
+// mayHoldDisk are processes that may have the writable layer open: the sandbox,
+// once its id is told, and before that all that runsc has started. A program that
+// is over a moment after its start leaves no time to look for it then.
+func (s *shim) mayHoldDisk() []int {
+	if pid := s.sandboxPid(); pid != 0 {
+		return []int{pid}
+	}
+	s.mu.Lock()
+	runsc := s.process
+	s.mu.Unlock()
+	if runsc == nil {
+		return nil
+	}
+	pids := []int{runsc.Pid}
+	for i := 0; i < len(pids) && len(pids) < 16; i++ {
+		pids = append(pids, startedBy(pids[i])...)
+	}
+	return pids
+}
+
 func (s *shim) lookDisk(m *meter) uint64 {
 	disk := m.lastDisk()
 	s.mu.Lock()
