@@ -11,13 +11,14 @@ FORWARDER := $(BUILD)/forwarder
 TOOL     := go tool -modfile=.ci/tools/go.mod
 TAGS     := payload
 FUZZTIME ?= 5s
+KILLS    ?= 500
 DEMO     ?=
 
 # go-nvml's headers deprecate what the binding still offers.
 export CGO_CFLAGS := -Wno-deprecated-declarations
 export LUMBUNG_RUNSC := $(CURDIR)/$(RUNSC)
 
-.PHONY: all build payload tiles test race lint vuln fuzz bench e2e demo gpu-kit gpu-check generate cross fresh clean
+.PHONY: all build payload tiles test race kills lint vuln fuzz bench e2e demo gpu-kit gpu-check generate cross fresh clean
 all: build
 
 # --- building ---------------------------------------------------------------
@@ -30,7 +31,7 @@ $(BUILD)/lumbung: need-cc $(PAYLOAD).zst
 
 # gVisor's runsc with our gofer: static, for it re-executes itself in an empty
 # root. About two minutes on two cores, once.
-$(RUNSC): $(wildcard job/sandbox/runsc/*.go) job/sandbox/runsc/go.mod job/sandbox/runsc/go.sum
+$(RUNSC): $(wildcard job/sandbox/runsc/*.go job/sandbox/runsc/outbound/*.go) job/sandbox/runsc/go.mod job/sandbox/runsc/go.sum
 	@mkdir -p $(BUILD)
 	@echo "building gVisor (once, about two minutes)"
 	cd job/sandbox/runsc && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
@@ -81,16 +82,23 @@ gpu-check:
 # --- checking ---------------------------------------------------------------
 
 test: need-cc $(PAYLOAD).zst
-	go test -tags $(TAGS) ./...
+	go test -tags $(TAGS) -timeout 60m ./...
+	cd job/sandbox/runsc && go test ./outbound
 
 race: need-cc $(PAYLOAD).zst
-	go test -race -tags $(TAGS) -timeout 25m $$(go list ./... | grep -v /lumbung/job$$)
+	go test -race -tags $(TAGS) -timeout 60m $$(go list ./... | grep -v /lumbung/job$$)
 	@# On one processor: the race detector itself crashes where timers of a synctest
 	@# bubble fire on two at once (golang/go#78156). It sees races all the same.
-	go test -race -cpu 1 -timeout 25m ./job
+	go test -race -cpu 1 -timeout 60m ./job
+	cd job/sandbox/runsc && go test -race ./outbound
 
 e2e: build
 	go test -tags "$(TAGS) e2e" -count 1 -timeout 20m ./cmd/lumbung
+
+# Real containers, each ended at a random moment in a random way. KILLS=5000 for
+# longer; a failure names the seed to repeat it with.
+kills: $(PAYLOAD).zst
+	SANDBOX_TEST_KILLS=$(KILLS) go test -tags $(TAGS) -count 1 -timeout 60m -run '^TestRandomKills$$' -v ./job/sandbox
 
 lint:
 	go vet ./...
@@ -103,12 +111,13 @@ vuln:
 
 # Every fuzzer for a short time; FUZZTIME=1m for longer.
 fuzz: $(PAYLOAD).zst
-	@set -e; for pkg in $$(go list ./...); do \
+	@set -e; for dir in . job/sandbox/runsc; do ( cd $$dir; \
+	for pkg in $$(go list ./...); do \
 	  list=$$(go test -list '^Fuzz' $$pkg) || { echo "$$list"; exit 1; }; \
 	  for f in $$(echo "$$list" | grep '^Fuzz' || true); do \
 	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 	  done; \
-	done
+	done ); done
 
 # What docs/performance.md is written from, as one table at the end. BENCH=Killed
 # runs those with that in their names; LUMBUNG_BENCH_MIB=64 makes all smaller.

@@ -125,7 +125,9 @@ type Contract struct {
 	Exceeded      *Exceeded     `json:"exceeded,omitempty"`
 	Outputs       []byte        `json:"outputs,omitempty"`
 	ProviderFault bool          `json:"provider_fault,omitempty"`
-	Cards         []string      `json:"cards,omitempty"` // UUIDs of the provider's GPUs that the lease holds
+	NetUp         uint64        `json:"net_up,omitempty"`   // bytes to the internet
+	NetDown       uint64        `json:"net_down,omitempty"` // and from it
+	Cards         []string      `json:"cards,omitempty"`    // UUIDs of the provider's GPUs that the lease holds
 	Charge        ledger.Amount `json:"charge"`
 	Booked        bool          `json:"booked"` // the receipt is signed and the charge stands
 }
@@ -186,6 +188,8 @@ type (
 		LogSeq        uint64
 		ProviderFault bool
 		Took          Took
+		NetUp         uint64 // bytes to the internet
+		NetDown       uint64 // and from it
 
 		outputBytes uint64 // for the message alone
 		startedMs   int64
@@ -422,6 +426,7 @@ func (c Contract) ended(in Ended, now time.Time) (Contract, []Effect, error) {
 	c.UsageMs, c.LogSeq = in.UsageMs, max(c.LogSeq, in.LogSeq)
 	c.ExitCode, c.ExitSource, c.Reason = in.ExitCode, in.ExitSource, in.Reason
 	c.Exceeded, c.Outputs, c.ProviderFault, c.Took = in.Exceeded, in.Outputs, in.ProviderFault, in.Took
+	c.NetUp, c.NetDown = in.NetUp, in.NetDown
 	c.Charge = c.due(c.UsageMs)
 	if c.Side == SideProvider {
 		return c, []Effect{EffectRelease, EffectBook}, nil

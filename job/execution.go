@@ -8,13 +8,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
-	"github.com/lumbung-net/lumbung/ledger"
 	"github.com/lumbung-net/lumbung/protocol"
 )
 
@@ -40,6 +38,7 @@ type execution struct {
 
 	streamed      []byte // the newest snapshot of the streamed outputs
 	streamedBytes uint64
+	checkpoints   checkpoints
 
 	running chan struct{} // closed when the container has started
 	worked  chan struct{} // closed when the work is over, reported or not
@@ -50,7 +49,7 @@ type execution struct {
 
 func (p *Provider) newExecution(lease protocol.Signed[*protocol.Lease], c Contract) *execution {
 	e := &execution{
-		p: p, lease: lease, c: c,
+		p: p, lease: lease, c: c, checkpoints: newCheckpoints(),
 		running: make(chan struct{}), worked: make(chan struct{}), booked: make(chan struct{}), beat: make(chan struct{}, 1), reached: make(chan struct{}, 1),
 	}
 	e.sawLog(c.LogSeq)
@@ -151,9 +150,10 @@ func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 	if err := e.untilReady(ctx); err != nil {
 		return Ended{}, err
 	}
-	stopStream, leave := e.streamWhileRunning(ctx), e.attend(ctx)
+	stopStream, stopCheckpoints, leave := e.streamWhileRunning(ctx), e.checkpointWhileRunning(ctx), e.attend(ctx)
 	exit, err := e.p.Sandbox.Wait(ctx, e.containerID())
 	stopStream()
+	stopCheckpoints()
 	leave()
 	if err != nil {
 		return Ended{}, fmt.Errorf("wait for the container: %w", err)
@@ -230,13 +230,10 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 			from = append(from, id)
 		}
 	}
-	if err := e.checkKeys(); err != nil {
+	if err := errors.Join(e.checkKeys(), e.checkCheckpointKeys()); err != nil {
 		return sandbox.Spec{}, err
 	}
-	stopped := e.fetching()
-	err := e.p.Content.FetchImage(ctx, l.GetImage(), from, e.progress)
-	stopped()
-	if err != nil {
+	if err := e.fetchImage(ctx, from); err != nil {
 		return sandbox.Spec{}, fault("fetch the image: %w", err)
 	}
 	e.p.cached.changed(l.GetImage().GetRoot())
@@ -269,6 +266,11 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 	}
 	for i, out := range l.GetSpec().GetOutputs() {
 		dest := e.outDir(i)
+		if e.found == nil { // what an attempt that was cut short has laid out there
+			if err := sandbox.RemoveTree(dest); err != nil {
+				return spec, fault("clear the output folder: %w", err)
+			}
+		}
 		if err := os.MkdirAll(dest, 0o755); err != nil {
 			return spec, fault("make the output folder: %w", err)
 		}
@@ -278,7 +280,7 @@ func (e *execution) fetchAll(ctx context.Context) (sandbox.Spec, error) {
 		}
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Source: dest, Dest: out})
 	}
-	return spec, nil
+	return spec, e.fetchCheckpoint(ctx, &spec, from)
 }
 
 func (e *execution) outDir(i int) string {
@@ -311,20 +313,21 @@ func (e *execution) spec(rootfs string, info ImageInfo) sandbox.Spec {
 		CPUMillis: int(l.GetResources().GetCpuMillis()), MemoryBytes: l.GetResources().GetMemoryBytes(),
 		DiskBytes: l.GetResources().GetDiskBytes(), OutputBytes: l.GetLimits().GetOutputBytes(),
 		MaxLogBytes: l.GetLimits().GetLogBytes(), Pids: int(l.GetLimits().GetPids()), RunLimit: e.contract().sandboxLimit(),
-		Secrets: len(l.GetSpec().GetSealedSecrets()) > 0,
+		Secrets:   len(l.GetSpec().GetSealedSecrets()) > 0,
+		OpenFiles: e.p.Limits.openFiles(l.GetLimits().GetOpenFiles()),
+		Savable:   e.every() > 0,
+		Outbound:  l.GetNet() == NetworkOutbound,
+		NetBytes:  l.GetLimits().GetNetBytes(),
 	}
-}
-
-// affordable is how long the budget lasts at the price.
-func (c Contract) affordable() time.Duration {
-	ms := max(1, ledger.AffordableMillis(c.Budget, c.Price)) // zero would be no limit
-	return time.Duration(min(ms, int64(1000*time.Hour/time.Millisecond))) * time.Millisecond
 }
 
 // begin starts the container; from here on it outlives this node.
 func (e *execution) begin(ctx context.Context) error {
 	if err := e.startContainer(ctx); err != nil {
 		return err
+	}
+	if err := os.RemoveAll(e.restoreFolder()); err != nil { // it runs, or never will from this
+		e.p.Log.Warn("remove the checkpoint's folder", "lease", e.lease.ID().Short(), "err", err)
 	}
 	e.mu.Lock()
 	e.stop = nil
@@ -360,6 +363,9 @@ func (e *execution) save(ctx context.Context, exit sandbox.Exit) (Ended, error) 
 		return end, err
 	}
 	e.endLog(ctx, &end)
+	if e.handOver(ctx) {
+		return end, nil // what it put out goes on with it
+	}
 	if len(e.lease.Msg.GetSpec().GetOutputs()) == 0 {
 		return end, nil
 	}
@@ -371,86 +377,6 @@ func (e *execution) save(ctx context.Context, exit sandbox.Exit) (Ended, error) 
 	}
 	end.Outputs, end.outputBytes = root, size
 	return end, nil
-}
-
-// endOf words how a container ended.
-func (e *execution) endOf(exit sandbox.Exit) Ended {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	end := Ended{
-		State: Done, ExitCode: exit.Code, ExitSource: exit.Source, Reason: exit.Reason,
-		startedMs: exit.Started.UnixMilli(), UsageMs: e.c.paid(exit),
-	}
-	if exit.Exceeded != nil {
-		end.Exceeded = e.exceeded(exit.Exceeded)
-		if end.Reason == "" {
-			end.Reason = exit.Exceeded.String()
-		}
-	}
-	switch {
-	case !e.c.CancelAt.IsZero():
-		end.State, end.Reason, end.Exceeded = Cancelled, e.c.CancelReason, nil
-	case e.gaveUp != "":
-		end.State, end.ProviderFault, end.ExitSource, end.Reason = Failed, true, sandbox.SourceSandbox, e.gaveUp
-	case e.serviceEnd(&end, exit):
-	case exit.Code != 0:
-		end.State = Failed
-		end.ProviderFault = exit.Source == sandbox.SourceSandbox && exit.Code == sandbox.CodeSandbox
-		if end.Reason == "" {
-			end.Reason = fmt.Sprintf("exit code %d", exit.Code)
-		}
-		if e.ailing != "" {
-			end.Reason += "; meanwhile " + e.ailing
-		}
-	}
-	if end.Exceeded != nil && end.Exceeded.Limit == "budget" {
-		end.Reason = fmt.Sprintf("the task's budget of %s is spent", e.c.Budget)
-	}
-	return end
-}
-
-// exceeded turns the sandbox's word into the contract's: times in milliseconds,
-// and the budget named where it was what cut the time short.
-func (e *execution) exceeded(x *sandbox.Exceeded) *Exceeded {
-	out := &Exceeded{Limit: x.Limit, Max: x.Max, Seen: x.Seen, At: x.At}
-	if x.Limit != sandbox.LimitTime {
-		return out
-	}
-	out.Max, out.Seen = x.Max/uint64(time.Millisecond), x.Seen/uint64(time.Millisecond)
-	if e.c.affordable() < e.c.RunMax {
-		out.Limit, out.Max, out.Seen = "budget", e.c.Budget.Lo, e.c.Budget.Lo
-	}
-	return out
-}
-
-// failure is the end of a lease whose work broke off.
-func (e *execution) failure(err error) Ended {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	end := Ended{State: Failed, ExitCode: 125, ExitSource: sandbox.SourceSandbox, Reason: short(err.Error()), UsageMs: e.c.UsageMs}
-	var f faultError
-	var l limitError
-	switch {
-	case !e.c.CancelAt.IsZero():
-		end.State, end.Reason = Cancelled, e.c.CancelReason
-	case e.gaveUp != "":
-		end.ProviderFault, end.Reason = true, e.gaveUp
-	case errors.As(err, &l):
-		end.ExitCode, end.Exceeded, end.ProviderFault = 124, &l.exceeded, true
-	case errors.As(err, &f):
-		end.ProviderFault = true
-	}
-	return end
-}
-
-// short keeps a reason within what a message may carry.
-func short(s string) string {
-	const most = 500
-	s = strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "?"), "?")
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most-3], "") + "..."
 }
 
 // conclude signs the result and commits it with the charge and the event.
@@ -467,7 +393,7 @@ func (e *execution) conclude(ctx context.Context, end Ended) error {
 		LeaseId: idBytes(e.c.ID), Outcome: outcomeOf(end.State), ExitCode: int32(end.ExitCode), ExitSource: end.ExitSource,
 		Reason: end.Reason, Outputs: end.Outputs, OutputBytes: end.outputBytes, StartedMs: end.startedMs,
 		EndedMs: now.UnixMilli(), UsageMs: end.UsageMs, LogSeq: e.logSeen.Load(), ProviderFault: end.ProviderFault,
-		Charge: e.c.due(end.UsageMs).Wire(),
+		Charge: e.c.due(end.UsageMs).Wire(), NetUpBytes: end.NetUp, NetDownBytes: end.NetDown,
 	}
 	end.Took.tell(msg)
 	if x := end.Exceeded; x != nil {
@@ -591,6 +517,7 @@ func (e *execution) cleanUp(ctx context.Context) {
 	e.p.Content.ReleaseRootfs(e.containerID())
 	e.releaseCaches()
 	e.endStream(ctx)
+	e.endCheckpoints(ctx)
 	if err := os.RemoveAll(e.dir()); err != nil {
 		e.p.Log.Error("remove the job's folder", "lease", e.lease.ID().Short(), "err", err)
 	}

@@ -55,6 +55,7 @@ func (e *execution) makeBeat(ctx context.Context, phase State) (protocol.Signed[
 		LeaseId: idBytes(e.c.ID), Seq: max(uint64(now.UnixMilli()), e.c.BeatSeq+1), AtMs: now.UnixMilli(),
 		Phase: phaseOf(phase), UsageMs: e.usage(now, phase, waited), FetchedBytes: e.c.Fetched, FetchBytes: e.c.ToFetch,
 		LogSeq: e.logSeen.Load(), Outputs: e.streamed, OutputBytes: e.streamedBytes,
+		Checkpoint: e.checkpoints.newest, CheckpointFailed: e.checkpoints.failed,
 	})
 	if err != nil || e.c.State.Terminal() {
 		return beat, err
@@ -68,7 +69,7 @@ func (e *execution) makeBeat(ctx context.Context, phase State) (protocol.Signed[
 
 // usage is what has run so far. The lock is held.
 func (e *execution) usage(now time.Time, phase State, waited time.Duration) int64 {
-	if e.c.State != Running || phase != Running {
+	if e.c.State != Running || phase != Running || e.checkpoints.moved { // how long it ran is known by its end
 		return e.c.UsageMs
 	}
 	ran := paidTime(now.Sub(e.c.RunningAt), waited)
@@ -124,6 +125,7 @@ func (e *execution) sendBeat(ctx context.Context, beat protocol.Signed[*protocol
 
 // obey takes the signed words that a verdict carries.
 func (e *execution) obey(ctx context.Context, v *protocol.Verdict) error {
+	e.noteKept(v.GetCheckpoint())
 	if raw := v.GetCancel(); len(raw) > 0 {
 		cancel, err := protocol.Reopen[*protocol.Cancel](e.p.Signer.Network(), raw)
 		if err != nil {

@@ -3,6 +3,8 @@ package job
 import (
 	"context"
 	"time"
+
+	"github.com/lumbung-net/lumbung/ledger"
 )
 
 // imageWaiter is a sandbox whose containers may begin before their image is
@@ -32,4 +34,10 @@ func (e *execution) waited(ctx context.Context) time.Duration {
 // paidTime is a running time without what the image was waited for.
 func paidTime(ran, waited time.Duration) int64 {
 	return max(0, (ran - max(0, waited)).Milliseconds())
+}
+
+// affordable is how long the budget lasts at the price.
+func (c Contract) affordable() time.Duration {
+	ms := max(1, ledger.AffordableMillis(c.Budget, c.Price)) // zero would be no limit
+	return time.Duration(min(ms, int64(1000*time.Hour/time.Millisecond))) * time.Millisecond
 }

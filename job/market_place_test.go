@@ -110,16 +110,37 @@ func TestReasonsAreCounted(t *testing.T) {
 	})
 }
 
-// TestNoProviderGivesANetwork: a container has none, so a job that needs one is
-// not placed and not charged.
-func TestNoProviderGivesANetwork(t *testing.T) {
+// TestNetworkNotAllowed: a job that needs a network is not placed with providers
+// that allow none, and not charged.
+func TestNetworkNotAllowed(t *testing.T) {
 	inTown(t, plan{prices: []uint64{1000, 1000}}, func(t *testing.T, w *town) {
 		s := oneTask("sleep=1s")
-		s.Network = "outbound"
+		s.Network = NetworkOutbound
 		w.submit("j1", s)
 		j := w.over("j1")
 		if j.State != JobFailed || j.Unplaced["REASON_NETWORK_POLICY"] != 2 || len(w.renter.store.allContracts()) != 0 {
 			t.Errorf("job %s, unplaced %v", j.State, j.Unplaced)
+		}
+	})
+}
+
+// TestNetworkAllowed: it goes to the provider that does, whose container gets
+// the limit; what it used comes back with the result, to both sides alike.
+func TestNetworkAllowed(t *testing.T) {
+	allow := func(i int, cfg *ProviderConfig) { cfg.AllowNet = i == 1 }
+	inTown(t, plan{prices: []uint64{1000, 2000}, change: allow}, func(t *testing.T, w *town) {
+		s := oneTask("surf=7")
+		s.Network, s.Limits.Net = NetworkOutbound, 7_000_000
+		w.submit("j1", s)
+		j := w.over("j1")
+		task := w.task("j1")
+		if j.State != JobDone || task.NetUp != 7 || task.NetDown != 6_999_993 {
+			t.Errorf("job %s: %+v", j.State, task)
+		}
+		for _, side := range w.renter.store.allContracts() {
+			if side.NetUp != 7 || side.NetDown != 6_999_993 {
+				t.Errorf("%+v", side)
+			}
 		}
 	})
 }
@@ -395,7 +416,7 @@ func TestTheSameJobTwice(t *testing.T) {
 func TestTheSameOfferGetsTheSameAnswer(t *testing.T) {
 	inTown(t, plan{prices: []uint64{testPrice}}, func(t *testing.T, w *town) {
 		r, p := renterOf(w.renter), providerOf(w.shops[0])
-		offer, err := r.makeOffer(&Job{Spec: oneTask("exit=0").WithDefaults(), Image: toolImage().ImageRef}, 1)
+		offer, err := r.makeOffer(&Job{Spec: oneTask("exit=0").WithDefaults(), Image: toolImage().ImageRef}, 1, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@ func TestQuotesHoldNothingElseUp(t *testing.T) {
 	inTown(t, plan{prices: []uint64{testPrice}, change: slow}, func(t *testing.T, w *town) {
 		r, p := renterOf(w.renter), providerOf(w.shops[0])
 		offer := func() protocol.Signed[*protocol.Offer] {
-			return must(r.makeOffer(&Job{Spec: oneTask("exit=0").WithDefaults(), Image: toolImage().ImageRef}, 1))
+			return must(r.makeOffer(&Job{Spec: oneTask("exit=0").WithDefaults(), Image: toolImage().ImageRef}, 1, nil))
 		}
 		given := make(chan protocol.Signed[*protocol.Answer], 8)
 		same := offer()
@@ -73,7 +73,7 @@ func TestHoldsAreShort(t *testing.T) {
 		j := &Job{Spec: array(4, 0, "exit=0").WithDefaults(), Image: toolImage().ImageRef}
 		var held time.Duration
 		for range 60 {
-			answer := must(p.HandleQuote(t.Context(), stranger.Signer.ID(), must(stranger.makeOffer(j, 4))))
+			answer := must(p.HandleQuote(t.Context(), stranger.Signer.ID(), must(stranger.makeOffer(j, 4, nil))))
 			if len(answer.Msg.GetBid()) == 0 {
 				t.Fatal("no bid")
 			}

@@ -55,19 +55,24 @@ func TestRoomForOutputsAndLogs(t *testing.T) {
 // the offer that was bid for.
 func TestLeaseBeyondItsOffer(t *testing.T) {
 	more := map[string]func(*Spec){
-		"time to fetch":    func(s *Spec) { s.Limits.Fetch += time.Millisecond },
-		"time to run":      func(s *Spec) { s.Limits.Run += time.Millisecond },
-		"room for outputs": func(s *Spec) { s.Limits.Output++ },
-		"room for its log": func(s *Spec) { s.Limits.Logs++ },
-		"":                 func(*Spec) {},
+		"time to fetch":         func(s *Spec) { s.Limits.Fetch += time.Millisecond },
+		"time to run":           func(s *Spec) { s.Limits.Run += time.Millisecond },
+		"room for outputs":      func(s *Spec) { s.Limits.Output++ },
+		"room for its log":      func(s *Spec) { s.Limits.Logs++ },
+		"open files":            func(s *Spec) { s.Limits.OpenFiles = 100 },
+		"bytes of the internet": func(s *Spec) { s.Limits.Net++ },
+		"":                      func(*Spec) {},
 	}
 	for what, change := range more {
 		t.Run("more "+what, func(t *testing.T) {
-			inTown(t, plan{prices: []uint64{testPrice}}, func(t *testing.T, w *town) {
+			allow := func(_ int, cfg *ProviderConfig) { cfg.AllowNet = true }
+			inTown(t, plan{prices: []uint64{testPrice}, change: allow}, func(t *testing.T, w *town) {
 				r, p := renterOf(w.renter), providerOf(w.shops[0])
-				spec := withFiles("exit=0").WithDefaults()
+				spec := withFiles("exit=0")
+				spec.Network = NetworkOutbound
+				spec = spec.WithDefaults()
 				j := &Job{ID: "j1", Spec: spec, Image: toolImage().ImageRef}
-				offer := must(r.makeOffer(j, 1))
+				offer := must(r.makeOffer(j, 1, nil))
 				answer := must(p.HandleQuote(t.Context(), w.renter.id(), offer))
 				bid := must(protocol.Open[*protocol.Bid](testNet, answer.Msg.GetBid(), time.Now()))
 				change(&j.Spec)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +56,11 @@ type container struct {
 	killed  bool
 	asked   bool
 	ports   string // the last word of those about ports
+
+	// What a checkpoint holds: the words that are behind, and what "tick" counts.
+	At      int
+	Counter int
+	freeze  chan struct{} // closed by a checkpoint that ends it
 }
 
 func newMachine(t testingT) *machine {
@@ -150,8 +157,19 @@ func (h hands) Prepare(ctx context.Context, spec sandbox.Spec) error {
 	}
 	h.containers[spec.ID] = &container{
 		spec: spec, state: "prepared", changed: make(chan struct{}), term: make(chan struct{}), kill: make(chan struct{}),
+		freeze: make(chan struct{}),
 	}
-	return nil
+	if spec.Restore == "" {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(spec.Restore, "plain"))
+	if err == nil {
+		_, err = fmt.Sscanf(string(data), "at %d counter %d", &h.containers[spec.ID].At, &h.containers[spec.ID].Counter)
+	}
+	if err != nil {
+		delete(h.containers, spec.ID)
+	}
+	return err
 }
 
 func (h hands) Start(_ context.Context, id string, secrets protocol.Secrets) error {
@@ -221,6 +239,8 @@ func (m *machine) program(c *container, limit <-chan time.Time) sandbox.Exit {
 		case <-gate:
 		case <-term:
 			return &sandbox.Exit{Code: 143, Signal: 15, Stopped: true, Source: sandbox.SourceJob}
+		case <-c.freeze:
+			return &sandbox.Exit{Code: 137, Signal: 9, Stopped: true, Source: sandbox.SourceJob}
 		case <-c.kill:
 			return &sandbox.Exit{Code: 137, Signal: 9, Stopped: true, Source: sandbox.SourceJob}
 		case <-limit:
@@ -232,10 +252,28 @@ func (m *machine) program(c *container, limit <-chan time.Time) sandbox.Exit {
 		}
 		return nil
 	}
-	for _, word := range c.spec.Args {
+	for i, word := range c.spec.Args {
 		name, value, _ := strings.Cut(word, "=")
 		var exit *sandbox.Exit
+		if i < c.At {
+			if name == "answer" { // the server is part of what was saved
+				m.mu.Lock()
+				c.ports = word
+				m.mu.Unlock()
+			}
+			continue
+		}
+		m.mu.Lock()
+		c.At = i
+		m.mu.Unlock()
 		switch name {
+		case "tick": // N: one line a second, counted
+			n, _ := strconv.Atoi(value)
+			for exit == nil && c.Counter < n {
+				if exit = wait(time.After(time.Second), nil); exit == nil {
+					m.tick(c)
+				}
+			}
 		case "print":
 			n, _ := strconv.Atoi(value)
 			for range max(1, n) {
@@ -256,6 +294,13 @@ func (m *machine) program(c *container, limit <-chan time.Time) sandbox.Exit {
 			m.mu.Lock()
 			c.ports = word
 			m.mu.Unlock()
+		case "surf": // up to the limit
+			if !c.spec.Outbound {
+				exit = &sandbox.Exit{Code: 7, Source: sandbox.SourceJob}
+				break
+			}
+			n, _ := strconv.ParseUint(value, 10, 64)
+			exit = &sandbox.Exit{Source: sandbox.SourceJob, Usage: sandbox.Usage{NetUp: n, NetDown: c.spec.NetBytes - n}}
 		case "crash":
 			exit = &sandbox.Exit{Code: sandbox.CodeSandbox, Source: sandbox.SourceSandbox, Reason: "the sandbox fell over"}
 		}
@@ -272,6 +317,42 @@ func (m *machine) print(c *container) {
 	seq := uint64(len(c.log)) + 1
 	c.log = append(c.log, LogRecord{Seq: seq, Stream: 1, Time: time.Now(), Data: fmt.Appendf(nil, "line %d\n", seq)})
 	c.tell()
+}
+
+func (m *machine) tick(c *container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.Counter++
+	seq := uint64(len(c.log)) + 1
+	c.log = append(c.log, LogRecord{Seq: seq, Stream: 1, Time: time.Now(), Data: fmt.Appendf(nil, "tick %d\n", c.Counter)})
+	c.tell()
+}
+
+// Checkpoint writes where the program is.
+func (h hands) Checkpoint(_ context.Context, id, dir string, end bool) error {
+	if err := h.ok(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.containers[id]
+	switch {
+	case h.broken["checkpoint"] != nil:
+		return h.broken["checkpoint"]
+	case c == nil || c.state != "running":
+		return sandbox.ErrNotRunning
+	}
+	if !c.spec.Savable {
+		h.t.Errorf("%s is saved and is not savable", id)
+	}
+	text := fmt.Sprintf("at %d counter %d", c.At, c.Counter)
+	if err := os.WriteFile(filepath.Join(dir, "state"), []byte(text), 0o600); err != nil {
+		return err
+	}
+	if end {
+		close(c.freeze)
+	}
+	return nil
 }
 
 // await waits for what look finds in a container.

@@ -20,6 +20,7 @@ import (
 	"github.com/multiformats/go-multihash"
 
 	"github.com/lumbung-net/lumbung/job/gpu"
+	"github.com/lumbung-net/lumbung/job/sandbox"
 	"github.com/lumbung-net/lumbung/ledger"
 	"github.com/lumbung-net/lumbung/protocol"
 )
@@ -32,12 +33,13 @@ const (
 // town is a whole market in one process and in fake time: a renter, providers,
 // and the network between them.
 type town struct {
-	t      *testing.T
-	renter *shop
-	shops  []*shop // the providers
-	group  sync.WaitGroup
-	log    *slog.Logger
-	beat   time.Duration
+	storing time.Duration // what a provider takes to store a checkpoint
+	t       *testing.T
+	renter  *shop
+	shops   []*shop // the providers
+	group   sync.WaitGroup
+	log     *slog.Logger
+	beat    time.Duration
 
 	mu    sync.Mutex
 	rule  func(call) fate
@@ -180,6 +182,7 @@ func (s *shop) make(l *life, disk *disk, wire *wire, log *slog.Logger) func(cont
 	cfg := ProviderConfig{
 		Signer: s.signer, Keys: s.keys, Store: disk, Net: wire, Content: s.depot.of(l), Sandbox: hands{s.machine, l}, Dir: s.dir,
 		Pool: s.pool, Prices: Prices{Asset: Asset, CPU: s.price, GPU: 1000}, Platform: "linux/amd64", Now: time.Now, Log: log,
+		Portability: &sandbox.Portability{Engine: "test", CPU: []byte{7}},
 	}
 	if s.change != nil {
 		s.change(&cfg)

@@ -311,18 +311,21 @@ func shrink(soft, hard Reservation) (Reservation, bool) {
 
 // roomOf is what a task takes of a provider: its files lie on the disk that its
 // outputs and its log lie on too.
-func roomOf(r *protocol.Resources, outputs, log uint64) *protocol.Resources {
+func roomOf(r *protocol.Resources, outputs, log uint64, checkpoints bool) *protocol.Resources {
 	room, _ := proto.Clone(r).(*protocol.Resources)
 	room.DiskBytes += outputs + log
+	if checkpoints { // one lies here while it is made
+		room.DiskBytes += checkpointRoom(r, outputs)
+	}
 	return room
 }
 
 func roomOfLease(l *protocol.Lease) *protocol.Resources {
-	return roomOf(l.GetResources(), l.GetLimits().GetOutputBytes(), l.GetLimits().GetLogBytes())
+	return roomOf(l.GetResources(), l.GetLimits().GetOutputBytes(), l.GetLimits().GetLogBytes(), l.GetSpec().GetCheckpointEveryMs() > 0)
 }
 
 func roomOfOffer(o *protocol.Offer) *protocol.Resources {
-	return roomOf(o.GetResources(), o.GetOutputBytes(), o.GetLogBytes())
+	return roomOf(o.GetResources(), o.GetOutputBytes(), o.GetLogBytes(), o.GetPortability() != nil)
 }
 
 // restored is the reservation of a lease found again, with the very cards that

@@ -65,6 +65,7 @@ type RenterContent interface {
 // ProviderContent is what a provider asks of the content store.
 type ProviderContent interface {
 	PrivateOutputs
+	CheckpointContent
 	// CachedImage is how many of an image's bytes are here.
 	CachedImage(ctx context.Context, root []byte) uint64
 	FetchImage(ctx context.Context, im *protocol.Image, from []protocol.PeerID, progress func(Progress)) error

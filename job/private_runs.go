@@ -75,18 +75,6 @@ func (r *Renter) sizeInput(ctx context.Context, j *Job, i int, progress func(Pro
 	return Root{Size: size}, err
 }
 
-// keepPrivate gives a private job what its keys are made with.
-func (r *Renter) keepPrivate(j *Job) error {
-	if !j.Spec.Private {
-		return nil
-	}
-	if r.Keys == nil {
-		return specErr("private: this node has no key for private jobs")
-	}
-	j.Nonce = newNonce()
-	return nil
-}
-
 // sealTask puts the keys of a private job into a task that goes to a provider.
 func (r *Renter) sealTask(j *Job, index int, task *protocol.Task, to protocol.PeerID) error {
 	if !j.Spec.Private {

@@ -45,15 +45,20 @@ type ProviderConfig struct {
 	Net     ProviderNetwork
 	Content ProviderContent
 	Sandbox Sandbox // nil when nothing can run here
-	Dir     string  // jobs' folders
-	Caches  *Caches // nil keeps none
-	Pool    *Pool
+	Limits  HeldLimits
+	// Portability says where containers' states can be moved from and to; nil
+	// where none can be saved.
+	Portability *sandbox.Portability
+	Dir         string  // jobs' folders
+	Caches      *Caches // nil keeps none
+	Pool        *Pool
 	// Pass makes what lets a container use cards that are not fake, given their
 	// UUIDs and the parts of the driver that are wanted; nil passes none.
 	Pass     func(ctx context.Context, cards, capabilities []string) (gpu.Passage, error)
 	Prices   Prices
 	State    string
 	Platform string // such as linux/amd64
+	AllowNet bool   // containers may have outbound connections
 	// FetchRate is how many bytes a second a fetch is expected to bring, as those
 	// before have; nil, or 0 while none was measured, is DefaultFetchRate.
 	FetchRate func() uint64
@@ -326,7 +331,8 @@ func (p *Provider) Pause() { p.setState(ProviderPaused) }
 // Resume ends a pause or a drain.
 func (p *Provider) Resume() { p.setState(ProviderOpen) }
 
-// Drain stops bidding; the returned channel closes when the last lease is over.
+// Drain stops bidding, and has tasks with checkpoints go on elsewhere; the
+// returned channel closes when the last lease is over.
 func (p *Provider) Drain() <-chan struct{} {
 	p.setState(ProviderDraining)
 	p.mu.Lock()
@@ -337,6 +343,7 @@ func (p *Provider) Drain() <-chan struct{} {
 		p.idle = done
 	}
 	p.noteIdle()
+	p.moveAll()
 	return done
 }
 

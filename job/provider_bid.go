@@ -195,10 +195,15 @@ func (p *Provider) judge(o *protocol.Offer) (uint64, protocol.Reason) {
 		return 0, protocol.Reason_REASON_PAUSED
 	case o.GetAsset() != p.prices.Asset:
 		return 0, protocol.Reason_REASON_ASSET
-	case o.GetNet() != "none": // no container has a network yet
+	case o.GetNet() != "none" && !p.AllowNet:
 		return 0, protocol.Reason_REASON_NETWORK_POLICY
 	case o.GetImage().GetPlatform() != "" && o.GetImage().GetPlatform() != p.Platform:
 		return 0, protocol.Reason_REASON_PLATFORM
+	case !p.carries(o.GetPortability()):
+		return 0, protocol.Reason_REASON_CPU_FEATURES
+	}
+	if p.Limits.lack(o, p.Pool.Total()) != "" {
+		return 0, protocol.Reason_REASON_LIMITS
 	}
 	total := p.Pool.Total()
 	cards := total.cardsWanted(r)

@@ -99,6 +99,9 @@ func (p *Provider) judgeLease(lease protocol.Signed[*protocol.Lease], now time.T
 	case !proto.Equal(l.GetResources(), b.offer.Msg.GetResources()), l.GetNet() != b.offer.Msg.GetNet(), !proto.Equal(l.GetImage(), b.offer.Msg.GetImage()):
 		return protocol.Reason_REASON_LIMITS, "the lease differs from the offer that was bid for"
 	}
+	if what := unasked(l, b.offer.Msg); what != "" {
+		return protocol.Reason_REASON_LIMITS, "the lease asks for " + what + ", which the offer that was bid for did not"
+	}
 	if what := beyond(l.GetLimits(), b.offer.Msg); what != "" {
 		return protocol.Reason_REASON_LIMITS, "the lease asks for more " + what + " than the offer that was bid for"
 	}
@@ -116,6 +119,10 @@ func beyond(l *protocol.Limits, o *protocol.Offer) string {
 		return "room for outputs"
 	case l.GetLogBytes() > o.GetLogBytes():
 		return "room for its log"
+	case l.GetOpenFiles() > o.GetOpenFiles():
+		return "open files"
+	case l.GetNetBytes() > o.GetNetBytes():
+		return "bytes of the internet"
 	}
 	return ""
 }
@@ -166,6 +173,11 @@ func holdInputs(tx Tx, lease protocol.Signed[*protocol.Lease], c *Contract, now 
 			return err
 		}
 	}
+	if root := lease.Msg.GetSpec().GetRestore(); len(root) > 0 {
+		if err := tx.HoldBlocks(inputsOwner(c.ID), root, now.Add(c.FetchMax+inputsSlack)); err != nil {
+			return err
+		}
+	}
 	for _, w := range lease.Msg.GetSpec().GetCaches() {
 		root, ok := cacheRoot(w.GetKey())
 		if !ok {
@@ -180,7 +192,7 @@ func holdInputs(tx Tx, lease protocol.Signed[*protocol.Lease], c *Contract, now 
 
 // releaseInputs gives up what holdInputs held.
 func (p *Provider) releaseInputs(ctx context.Context, lease protocol.Signed[*protocol.Lease]) {
-	if s := lease.Msg.GetSpec(); len(s.GetInputs())+len(s.GetCaches()) == 0 {
+	if s := lease.Msg.GetSpec(); len(s.GetInputs())+len(s.GetCaches())+len(s.GetRestore()) == 0 {
 		return
 	}
 	err := p.Store.Update(ctx, func(tx Tx) error { return tx.ReleaseBlocks(inputsOwner(lease.ID())) })

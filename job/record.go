@@ -93,11 +93,16 @@ type TaskRecord struct {
 	Streamed []byte         `json:"streamed,omitempty"` // CID of the streamed outputs as they were last
 	Charge   ledger.Amount  `json:"charge"`             // of all attempts
 	UsageMs  int64          `json:"usage_ms"`
+	NetUp    uint64         `json:"net_up,omitempty"`   // bytes to the internet, of all attempts
+	NetDown  uint64         `json:"net_down,omitempty"` // and from it
 	Started  time.Time      `json:"started,omitzero"`
 	Ended    time.Time      `json:"ended,omitzero"`
 	Fetched  uint64         `json:"fetched,omitempty"`
 	ToFetch  uint64         `json:"to_fetch,omitempty"`
 	NotUntil time.Time      `json:"not_until,omitzero"` // a retry waits till then
+	// Checkpoints are those that are here, the newest first, until the task is over.
+	Checkpoints []CheckpointRecord `json:"checkpoints,omitempty"`
+	Moves       int                `json:"moves,omitempty"` // times it went on elsewhere from one that its last provider made
 }
 
 // Over reports whether the task has come to its end.
@@ -120,13 +125,14 @@ type Exceeded struct {
 
 // Event types.
 const (
-	EventJob      = "job"      // a job was created or changed its state
-	EventTask     = "task"     // a task changed its state or made progress
-	EventOutput   = "output"   // a running task's streamed outputs are here as they are now
-	EventContract = "contract" // a provider's contract changed its state
-	EventProvider = "provider" // paused, resumed, drained, repriced
-	EventNode     = "node"     // started, stopping
-	EventNotice   = "notice"   // something that a person may want to know
+	EventJob        = "job"        // a job was created or changed its state
+	EventTask       = "task"       // a task changed its state or made progress
+	EventOutput     = "output"     // a running task's streamed outputs are here as they are now
+	EventCheckpoint = "checkpoint" // a checkpoint of a running task is here
+	EventContract   = "contract"   // a provider's contract changed its state
+	EventProvider   = "provider"   // paused, resumed, drained, repriced
+	EventNode       = "node"       // started, stopping
+	EventNotice     = "notice"     // something that a person may want to know
 )
 
 // Event is one line of the node's log of what happened. Data is the JSON of the

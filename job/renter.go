@@ -292,7 +292,7 @@ func (r *Renter) resolve(ctx context.Context, id string, spec Spec, dir string, 
 		ID: id, Spec: spec, Dir: dir, State: JobQueued, Created: r.Now(), Image: im.ImageRef,
 		Spent: ledger.Units(Asset, 0),
 	}
-	if err := r.keepPrivate(j); err != nil {
+	if err := r.keepNonce(j); err != nil {
 		return nil, err
 	}
 	for i, in := range spec.Inputs {
@@ -403,7 +403,7 @@ func (r *Renter) Quote(ctx context.Context, spec Spec, dir string, progress func
 	if err != nil {
 		return nil, err
 	}
-	auction, err := r.Auction(ctx, j, spec.Parallel(), false, nil)
+	auction, err := r.Auction(ctx, j, round{tasks: spec.Parallel()})
 	if err != nil {
 		return nil, err
 	}

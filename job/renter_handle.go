@@ -72,13 +72,14 @@ func (r *Renter) HandleHeartbeat(ctx context.Context, from protocol.PeerID, hb p
 		return none, err
 	}
 	a.heardStream(l, hb.Msg)
+	a.heardCheckpoint(l, hb.Msg)
 	return a.verdict(l)
 }
 
 // verdict is the answer to a provider whose lease is under way. The lock is
 // held.
 func (a *activeJob) verdict(l *liveLease) (protocol.Signed[*protocol.Verdict], error) {
-	v := &protocol.Verdict{LeaseId: idBytes(l.c.ID), GoOn: l.c.CancelAt.IsZero()}
+	v := &protocol.Verdict{LeaseId: idBytes(l.c.ID), GoOn: l.c.CancelAt.IsZero(), Checkpoint: a.keptCheckpoint(l)}
 	if !v.GoOn {
 		cancel, err := a.cancelMessage(l)
 		if err != nil {

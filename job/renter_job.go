@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lumbung-net/lumbung/job/sandbox"
 	"github.com/lumbung-net/lumbung/ledger"
 	"github.com/lumbung-net/lumbung/protocol"
 )
@@ -17,7 +18,8 @@ import (
 type liveLease struct {
 	c          Contract
 	lease      protocol.Signed[*protocol.Lease]
-	stream     streamFetch  // of outputs while it runs
+	stream     streamFetch // of outputs while it runs
+	checkpoint checkpointFetch
 	outputs    *outputFetch // once a result with outputs is here
 	exported   bool         // they are where the job wants them
 	logNext    uint64       // number of the log record that is wanted next
@@ -287,6 +289,9 @@ func (a *activeJob) commit(ctx context.Context, l *liveLease, next Contract, eff
 		if j.Over() {
 			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID), forgetSecrets(tx, &j))
 		}
+		if j.Spec.checkpoints() && t.Over() {
+			errs = append(errs, holdCheckpoints(tx, &t))
+		}
 		if j.Spec.streams() && t.Over() && len(t.Outputs) > 0 {
 			errs = append(errs, tx.ReleaseBlocks(streamOwner(j.ID, t.Index)))
 		}
@@ -298,6 +303,9 @@ func (a *activeJob) commit(ctx context.Context, l *liveLease, next Contract, eff
 	l.c, *a.job, *a.tasks[t.Index] = next, j, t
 	if next.State.Terminal() && next.Booked {
 		delete(a.live, next.ID)
+	}
+	if next.State.Terminal() && l.checkpoint.cancel != nil {
+		l.checkpoint.cancel()
 	}
 	return nil
 }
@@ -375,23 +383,32 @@ func (a *activeJob) follow(t *TaskRecord, c *Contract, effects []Effect, now tim
 		t.Charge = sum
 	}
 	t.UsageMs += c.UsageMs
+	t.NetUp, t.NetDown = t.NetUp+c.NetUp, t.NetDown+c.NetDown
 	t.ExitCode, t.Source, t.Reason, t.Exceeded = c.ExitCode, c.ExitSource, c.Reason, c.Exceeded
 	if len(c.Outputs) > 0 {
 		t.Outputs, t.Streamed = c.Outputs, nil
 	}
 	t.State, t.Ended = string(c.State), now
+	a.judgeOrigin(t, c)
 	switch {
+	case a.moves(t, c):
+		t.Moves++
+		a.avoid(t, c)
+		a.requeue(t, now, 0)
 	case c.State == Refused:
 		a.requeue(t, now, refusedWait)
 	case a.retries(t, c):
 		t.Retries++
-		t.Avoid = append(slices.DeleteFunc(slices.Clone(t.Avoid), func(p string) bool { return p == c.Provider }), c.Provider)
+		a.avoid(t, c)
 		a.requeue(t, now, 0)
 	case c.State != Lost && c.State != Cancelled:
 	case a.job.StopAsked.IsZero():
 		t.State, t.ExitCode, t.Source = string(Failed), 125, "sandbox"
 	default:
 		t.State = string(Cancelled) // its owner wanted no more of it
+	}
+	if t.Over() {
+		t.Checkpoints = nil
 	}
 }
 
@@ -416,8 +433,9 @@ func (a *activeJob) retries(t *TaskRecord, c *Contract) bool {
 	case c.State != Failed || !retry.Given:
 		return false
 	}
-	// The same program would meet the same limit, or not be found, elsewhere.
-	return c.Exceeded == nil && c.ExitCode != 126 && c.ExitCode != 127
+	// The same program would meet the same limit, or not be found, elsewhere. Its
+	// log being cut is no reason to fail.
+	return (c.Exceeded == nil || c.Exceeded.Limit == sandbox.LimitLog) && c.ExitCode != 126 && c.ExitCode != 127
 }
 
 // judge brings the job to where its tasks stand; t is the one that is about to
@@ -533,56 +551,4 @@ func (a *activeJob) carryOutStop(ctx context.Context) {
 		}
 	}
 	a.endTasks(ctx, Cancelled, "", func(t *TaskRecord) bool { return t.State == TaskQueued })
-}
-
-// endTasks ends tasks that have no contract. The lock is held.
-func (a *activeJob) endTasks(ctx context.Context, end State, reason string, which func(*TaskRecord) bool) {
-	now := a.r.Now()
-	j := *a.job
-	var ended []TaskRecord
-	for _, t := range a.tasks {
-		if !which(t) {
-			continue
-		}
-		next := *t
-		next.State, next.Ended, next.Reason = string(end), now, reason
-		switch {
-		case end == Failed && t.ExitCode != 0: // a retry that found no place: what failed says more
-			next.Reason = fmt.Sprintf("%s; tried again: %s", t.Reason, reason)
-		case end == Failed:
-			next.ExitCode, next.Source = 125, "lumbung"
-		}
-		ended = append(ended, next)
-	}
-	if len(ended) == 0 {
-		return
-	}
-	before := make([]TaskRecord, 0, len(ended))
-	for _, t := range ended {
-		before = append(before, *a.tasks[t.Index])
-		*a.tasks[t.Index] = t
-	}
-	j.Counts = a.recount()
-	a.judge(&j, a.tasks[ended[0].Index], now)
-	err := a.r.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
-		errs := []error{tx.PutJob(&j)}
-		for i := range ended {
-			errs = append(errs, tx.PutTask(&ended[i]), tx.Emit(taskEvent(&ended[i], now)))
-		}
-		if j.State != a.job.State {
-			errs = append(errs, tx.Emit(jobEvent(&j, now)))
-		}
-		if j.Over() {
-			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID), forgetSecrets(tx, &j))
-		}
-		return errors.Join(errs...)
-	})
-	if err != nil {
-		for _, t := range before {
-			*a.tasks[t.Index] = t
-		}
-		a.r.Log.Error("end tasks", "job", j.ID, "err", err)
-		return
-	}
-	*a.job = j
 }

@@ -34,6 +34,10 @@ func (a *activeJob) makeLease(j *Job, t *TaskRecord, p Placement, offer protocol
 	if err == nil {
 		err = a.sealSecrets(j, t.Index, task, p.On.Peer)
 	}
+	var restore uint64
+	if err == nil {
+		restore, err = a.r.checkpointTask(j, t, task, p.On.Peer)
+	}
 	if err != nil {
 		return protocol.Signed[*protocol.Lease]{}, err
 	}
@@ -45,9 +49,11 @@ func (a *activeJob) makeLease(j *Job, t *TaskRecord, p Placement, offer protocol
 		Spec: task, Limits: &protocol.Limits{
 			FetchMs: j.Spec.Limits.Fetch.Milliseconds(), RunMs: j.Spec.Limits.Run.Milliseconds(), SaveMs: saveLimit.Milliseconds(),
 			LogBytes: j.Spec.Limits.Logs, OutputBytes: j.Spec.outputLimit(), Pids: j.Spec.Limits.Pids,
+			OpenFiles: j.Spec.openFiles(), NetBytes: j.Spec.Limits.Net,
 		},
 		Net: j.Spec.Network, Asset: Asset, PricePerHour: bid.Msg.GetPricePerHour(), Budget: budget.Wire(),
 		HeartbeatMs: a.r.Heartbeat.Milliseconds(), Addrs: offer.Msg.GetAddrs(), Holders: a.holders(j, p.On.Peer),
+		RestoreBytes: restore,
 	})
 }
 
@@ -55,7 +61,7 @@ func (a *activeJob) makeLease(j *Job, t *TaskRecord, p Placement, offer protocol
 // protocol cannot carry is refused when it is submitted and not by every
 // provider in turn.
 func (r *Renter) rehearse(j *Job, secrets []byte) error {
-	offer, err := r.makeOffer(j, j.Spec.Parallel())
+	offer, err := r.makeOffer(j, j.Spec.Parallel(), nil)
 	if err == nil {
 		err = offer.Msg.Validate(r.Now())
 	}
@@ -192,6 +198,7 @@ func (a *activeJob) propose(ctx context.Context, auction *Auction, p Placement, 
 			tx.PutContract(&l.c), tx.PutTask(&t), tx.PutJob(&j), tx.Emit(taskEvent(&t, now)),
 			tx.AppendMessage(l.c.ID, Message{Kind: protocol.KindLease, Raw: lease.Raw, At: now}),
 			tx.AppendMessage(l.c.ID, Message{Kind: protocol.KindBid, Raw: p.On.Bid.Raw, At: now}),
+			a.tellOrigin(tx, &t, now),
 		}
 		if j.State != a.job.State {
 			errs = append(errs, tx.Emit(jobEvent(&j, now)))

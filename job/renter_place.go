@@ -154,8 +154,9 @@ func answerOffer(network string, a *protocol.Answer) (protocol.MsgID, error) {
 	return protocol.ParseMsgID(d.Msg.GetOfferId())
 }
 
-// makeOffer signs the offer of so many tasks of a job.
-func (r *Renter) makeOffer(j *Job, tasks int) (protocol.Signed[*protocol.Offer], error) {
+// makeOffer signs the offer of so many tasks of a job, that go on from states of
+// one kind, if from any.
+func (r *Renter) makeOffer(j *Job, tasks int, goOn *protocol.Portability) (protocol.Signed[*protocol.Offer], error) {
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:]) // crypto/rand never fails
 	now := r.Now()
@@ -169,8 +170,9 @@ func (r *Renter) makeOffer(j *Job, tasks int) (protocol.Signed[*protocol.Offer],
 		ExpiresMs: now.Add(offerLife).UnixMilli(), Classes: protocol.ClassesWanted(res), Resources: res,
 		Image: j.wireImage(), InputBytes: inputs, Tasks: uint32(tasks), Asset: Asset,
 		MaxPricePerHour: j.Spec.Pay.MaxHourly.Lo, FetchLimitMs: j.Spec.Limits.Fetch.Milliseconds(),
-		RunLimitMs: j.Spec.Limits.Run.Milliseconds(), Net: j.Spec.Network, Addrs: r.Net.Addrs(),
-		OutputBytes: j.Spec.outputLimit(), LogBytes: j.Spec.Limits.Logs,
+		RunLimitMs: j.Spec.Limits.Run.Milliseconds(), Net: j.Spec.Network, NetBytes: j.Spec.Limits.Net, Addrs: r.Net.Addrs(),
+		OutputBytes: j.Spec.outputLimit(), LogBytes: j.Spec.Limits.Logs, OpenFiles: j.Spec.openFiles(),
+		Portability: j.offeredPortability(goOn),
 	})
 }
 
@@ -219,17 +221,23 @@ func (r *Renter) ask(ctx context.Context, run *auctionRun, p protocol.PeerID) {
 	}
 }
 
-// Auction puts an offer for so many tasks to the network and gathers the
-// answers. Providers known to have the image are asked first; when they have
-// room for all, or for any when some will do, nobody else need be waited for.
-// The job's On names one provider to ask alone; those to avoid are not asked,
-// and their bids do not count.
-func (r *Renter) Auction(ctx context.Context, j *Job, tasks int, someWillDo bool, avoid []string) (*Auction, error) {
-	offer, err := r.makeOffer(j, tasks)
+// round is what one auction is for.
+type round struct {
+	tasks      int
+	someWillDo bool                  // room for any of them is enough to end it early
+	avoid      []string              // providers that are not asked, and whose bids do not count
+	goOn       *protocol.Portability // the states that the tasks go on from; nil begins anew
+}
+
+// Auction puts an offer for some tasks to the network and gathers the answers.
+// Providers known to have the image are asked first; when they have room
+// nobody else need be waited for. The job's On names one provider to ask alone.
+func (r *Renter) Auction(ctx context.Context, j *Job, of round) (*Auction, error) {
+	offer, err := r.makeOffer(j, of.tasks, of.goOn)
 	if err != nil {
 		return nil, err
 	}
-	run, end := r.hold(offer, j, tasks, avoid)
+	run, end := r.hold(offer, j, of.tasks, of.avoid)
 	defer end()
 	ctx, cancel := context.WithTimeout(ctx, r.Window)
 	defer cancel()
@@ -239,7 +247,7 @@ func (r *Renter) Auction(ctx context.Context, j *Job, tasks int, someWillDo bool
 	asked := map[protocol.PeerID]bool{}
 	ask := func(peers []protocol.PeerID) {
 		for _, p := range peers {
-			if asked[p] || len(asked) >= maxDirect || p == r.Signer.ID() || slices.Contains(avoid, p.String()) {
+			if asked[p] || len(asked) >= maxDirect || p == r.Signer.ID() || slices.Contains(of.avoid, p.String()) {
 				continue
 			}
 			asked[p] = true
@@ -262,7 +270,7 @@ func (r *Renter) Auction(ctx context.Context, j *Job, tasks int, someWillDo bool
 		fast, stop := context.WithTimeout(ctx, fastPathWait)
 		run.wait(fast, func(a *Auction) bool { return a.Enough() || a.AllAnswered() })
 		stop()
-		if run.enough() || someWillDo {
+		if run.enough() || of.someWillDo {
 			return run.auction, nil
 		}
 	}
@@ -340,7 +348,7 @@ func (a *activeJob) place(ctx context.Context, needs []Need) int {
 	a.mu.Lock()
 	j := *a.job
 	free := a.uncommitted()
-	needs = needs[:a.payable(free, len(needs))]
+	needs, goOn := a.sameOrigin(needs[:a.payable(free, len(needs))])
 	a.mu.Unlock()
 	if !j.Spec.Pay.Budget.IsZero() && free.IsZero() {
 		a.outOfBudget(ctx)
@@ -349,8 +357,9 @@ func (a *activeJob) place(ctx context.Context, needs []Need) int {
 	if len(needs) == 0 {
 		return 0
 	}
-	someWillDo := a.searched(a.r.Now())
-	auction, err := a.r.Auction(ctx, &j, len(needs), someWillDo, avoidedByAll(needs))
+	auction, err := a.r.Auction(ctx, &j, round{
+		tasks: len(needs), someWillDo: a.searched(a.r.Now()), avoid: avoidedByAll(needs), goOn: goOn,
+	})
 	if err != nil {
 		a.r.Log.Error("auction", "job", j.ID, "err", err)
 		return 0
@@ -360,7 +369,7 @@ func (a *activeJob) place(ctx context.Context, needs []Need) int {
 	}
 	placements := Place(needs, a.r.cached.mark(j.Spec, a.willing(auction, j.horizon())), j.horizon())
 	if len(placements) == 0 {
-		a.unplaced(ctx, auction)
+		a.unplaced(ctx, auction, needs, goOn)
 		return 0
 	}
 	var placed int

@@ -3,6 +3,8 @@ package job
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lumbung-net/lumbung/ledger"
@@ -11,7 +13,9 @@ import (
 
 // unplaced notes why nothing could be placed, and gives up when the owner asked
 // for one provider alone or nobody at all could ever do it.
-func (a *activeJob) unplaced(ctx context.Context, auction *Auction) {
+// Tasks that would go on from states that nobody can take begin from older ones
+// instead, or anew.
+func (a *activeJob) unplaced(ctx context.Context, auction *Auction, needs []Need, goOn *protocol.Portability) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	j := *a.job
@@ -33,9 +37,46 @@ func (a *activeJob) unplaced(ctx context.Context, auction *Auction) {
 		return
 	}
 	*a.job = j
-	if hopeless && len(a.live) == 0 {
-		a.endTasks(ctx, Failed, ReasonUnplaced, func(t *TaskRecord) bool { return t.State == TaskQueued })
+	switch {
+	case !hopeless || len(a.live) > 0:
+	case goOn.GetEngine() != "" && j.Heard > 0:
+		a.giveUpOrigins(ctx, needs)
+	default:
+		a.endTasks(ctx, Failed, ReasonUnplaced, func(t *TaskRecord) bool {
+			return t.State == TaskQueued && (t.origin() == nil || j.Heard == 0)
+		})
 	}
+}
+
+// giveUpOrigins takes the checkpoints that tasks would go on from away. The lock
+// is held.
+func (a *activeJob) giveUpOrigins(ctx context.Context, needs []Need) {
+	var changed []TaskRecord
+	err := a.r.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
+		changed = nil
+		var errs []error
+		for _, n := range needs {
+			t := *a.tasks[n.Task]
+			if t.origin() == nil {
+				continue
+			}
+			text := fmt.Sprintf("nobody can go on from task %d's %s: it is given up", t.Index, t.origin())
+			t.Checkpoints = slices.Clone(t.Checkpoints[1:])
+			changed = append(changed, t)
+			errs = append(errs, holdCheckpoints(tx, &t), tx.PutTask(&t),
+				tx.Emit(Event{Time: a.r.Now(), Type: EventNotice, Job: a.id, Task: t.Index, Text: text}))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		a.r.Log.Error("give up checkpoints", "job", a.id, "err", err)
+		return
+	}
+	for _, t := range changed {
+		*a.tasks[t.Index] = t
+	}
+	a.noes = 0
+	a.nudge()
 }
 
 // ReasonUnplaced is the reason of a task that found no provider.
@@ -87,4 +128,59 @@ func sameCounts(a, b map[string]int) bool {
 		}
 	}
 	return true
+}
+
+// endTasks ends tasks that have no contract. The lock is held.
+func (a *activeJob) endTasks(ctx context.Context, end State, reason string, which func(*TaskRecord) bool) {
+	now := a.r.Now()
+	j := *a.job
+	var ended []TaskRecord
+	for _, t := range a.tasks {
+		if !which(t) {
+			continue
+		}
+		next := *t
+		next.State, next.Ended, next.Reason, next.Checkpoints = string(end), now, reason, nil
+		switch {
+		case end == Failed && t.ExitCode != 0: // a retry that found no place: what failed says more
+			next.Reason = fmt.Sprintf("%s; tried again: %s", t.Reason, reason)
+		case end == Failed:
+			next.ExitCode, next.Source = 125, "lumbung"
+		}
+		ended = append(ended, next)
+	}
+	if len(ended) == 0 {
+		return
+	}
+	before := make([]TaskRecord, 0, len(ended))
+	for _, t := range ended {
+		before = append(before, *a.tasks[t.Index])
+		*a.tasks[t.Index] = t
+	}
+	j.Counts = a.recount()
+	a.judge(&j, a.tasks[ended[0].Index], now)
+	err := a.r.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
+		errs := []error{tx.PutJob(&j)}
+		for i := range ended {
+			errs = append(errs, tx.PutTask(&ended[i]), tx.Emit(taskEvent(&ended[i], now)))
+			if j.Spec.checkpoints() {
+				errs = append(errs, holdCheckpoints(tx, &ended[i]))
+			}
+		}
+		if j.State != a.job.State {
+			errs = append(errs, tx.Emit(jobEvent(&j, now)))
+		}
+		if j.Over() {
+			errs = append(errs, tx.ReleaseBlocks("job:"+j.ID), forgetSecrets(tx, &j))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		for _, t := range before {
+			*a.tasks[t.Index] = t
+		}
+		a.r.Log.Error("end tasks", "job", j.ID, "err", err)
+		return
+	}
+	*a.job = j
 }

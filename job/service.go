@@ -192,7 +192,7 @@ func (e *execution) serviceEnd(end *Ended, exit sandbox.Exit) bool {
 	c := &e.c
 	byTime := exit.Exceeded != nil && exit.Exceeded.Limit == sandbox.LimitTime
 	switch {
-	case c.TimeUp == LimitIdle && exit.Stopped && exit.Exceeded == nil && exit.Source == sandbox.SourceJob:
+	case c.TimeUp == LimitIdle && exit.Stopped && !killedFor(exit) && exit.Source == sandbox.SourceJob:
 		e.servedItsTime(end, exit)
 	case c.ReadyMax == 0:
 		return false

@@ -15,6 +15,9 @@ import (
 // of mutual credit.
 const Asset = "usd"
 
+// NetworkOutbound is the network of a task that reaches the public internet.
+const NetworkOutbound = "outbound"
+
 // Spec is a job as its owner wrote it, with defaults filled in. Sizes are
 // bytes, CPU thousandths of a core.
 type Spec struct {
@@ -38,9 +41,11 @@ type Spec struct {
 	// the renter can read them.
 	Private bool         `json:"private,omitempty"`
 	Secrets []SecretSpec `json:"secrets,omitempty"`
-	Caches  []CacheSpec  `json:"cache,omitempty"`
-	Ports   []PortSpec   `json:"ports,omitempty"`
-	Ready   *ReadySpec   `json:"ready,omitempty"`
+	// Checkpoint saves the tasks' state, so that another provider can go on.
+	Checkpoint CheckpointSpec `json:"checkpoint,omitzero"`
+	Caches     []CacheSpec    `json:"cache,omitempty"`
+	Ports      []PortSpec     `json:"ports,omitempty"`
+	Ready      *ReadySpec     `json:"ready,omitempty"`
 	// IdleStop ends the job, as done, when its ports have had no connection for
 	// so long; 0 never does.
 	IdleStop time.Duration `json:"idle_stop,omitempty"`
@@ -99,6 +104,10 @@ type LimitSpec struct {
 	Logs   uint64        `json:"logs"`
 	Output uint64        `json:"output"`
 	Pids   uint32        `json:"pids"`
+	Net    uint64        `json:"net,omitempty"` // to the internet and from it together
+	// OpenFiles are those that one process may have open; 0 leaves it to the
+	// provider.
+	OpenFiles uint32 `json:"open_files,omitempty"`
 }
 
 // PaySpec bounds what a job may cost; a zero amount is no bound. MaxHourly is
@@ -127,6 +136,7 @@ const (
 	DefaultLogBytes   = 16 << 20
 	DefaultOutput     = 4 << 30 // room for it is set aside on the provider
 	DefaultPids       = 1024
+	DefaultNet        = 10_000_000_000 // of a job with a network
 	DefaultRetries    = 2
 	saveLimit         = 30 * time.Minute
 	maxArray          = 100_000
@@ -150,6 +160,9 @@ func (s Spec) WithDefaults() Spec {
 	setDefault(&s.Limits.Output, DefaultOutput)
 	setDefault(&s.Limits.Pids, DefaultPids)
 	setDefault(&s.Network, "none")
+	if s.Network == NetworkOutbound {
+		setDefault(&s.Limits.Net, DefaultNet)
+	}
 	if !s.Retry.Given {
 		s.Retry.Max, s.Retry.AvoidFailed = DefaultRetries, true
 	}
@@ -179,8 +192,11 @@ func (s Spec) Validate() error {
 	if err := s.Array.validate(); err != nil {
 		return err
 	}
-	if s.Network != "none" && s.Network != "outbound" {
+	switch {
+	case s.Network != "none" && s.Network != NetworkOutbound:
 		return specErr("network: %q is neither none nor outbound", s.Network)
+	case s.Network == "none" && s.Limits.Net > 0:
+		return specErr("limits.net: it bounds nothing without network: outbound")
 	}
 	if s.GPUs.Count < 0 || s.GPUs.Count > 16 {
 		return specErr("gpus.count: %d is not between 0 and 16", s.GPUs.Count)
@@ -190,6 +206,9 @@ func (s Spec) Validate() error {
 	}
 	if s.Limits.Fetch < 0 || s.Limits.Run < 0 {
 		return specErr("limits: a time below zero")
+	}
+	if n := s.Limits.OpenFiles; n != 0 && (n < protocol.MinOpenFiles || n > protocol.MaxOpenFiles) {
+		return specErr("limits.open_files: %d is not between %d and %d", n, protocol.MinOpenFiles, protocol.MaxOpenFiles)
 	}
 	if s.Retry.Max < 0 || s.Retry.Max > 100 {
 		return specErr("retry.max: %d is not between 0 and 100", s.Retry.Max)
@@ -201,6 +220,9 @@ func (s Spec) Validate() error {
 		return err
 	}
 	if err := s.validatePorts(); err != nil {
+		return err
+	}
+	if err := s.validateCheckpoint(); err != nil {
 		return err
 	}
 	if err := s.validatePaths(); err != nil {

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"errors"
 	"math"
 	"reflect"
 	"strings"
@@ -174,4 +175,19 @@ func TestTasksCoverTheRangeOnce(t *testing.T) {
 			t.Fatalf("the tasks end at %d of %d", next-1, s.Array.Last)
 		}
 	})
+}
+
+func TestSpecNetwork(t *testing.T) {
+	s := Spec{Image: "x", Network: NetworkOutbound}.WithDefaults()
+	if err := s.Validate(); err != nil || s.Limits.Net != DefaultNet {
+		t.Errorf("%v, limit %d", err, s.Limits.Net)
+	}
+	s = Spec{Image: "x"}.WithDefaults()
+	if err := s.Validate(); err != nil || s.Network != "none" || s.Limits.Net != 0 {
+		t.Errorf("%v: %s, limit %d", err, s.Network, s.Limits.Net)
+	}
+	s.Limits.Net = 1
+	if err := s.Validate(); !errors.Is(err, ErrSpec) {
+		t.Errorf("a limit of nothing: %v", err)
+	}
 }

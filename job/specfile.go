@@ -12,6 +12,7 @@ import (
 
 	"github.com/lumbung-net/lumbung/job/gpu"
 	"github.com/lumbung-net/lumbung/ledger"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // maxFile bounds a job file, in bytes.
@@ -55,7 +56,7 @@ func Parse(name string, data []byte) (Spec, error) {
 }
 
 // laterKeys belong to versions to come.
-var laterKeys = []string{"checkpoint", "nodes"}
+var laterKeys = []string{"nodes"}
 
 func (f *specFile) spec(root ast.Node) (Spec, error) {
 	var s Spec
@@ -109,10 +110,13 @@ func (f *specFile) spec(root ast.Node) (Spec, error) {
 		"idle_stop": scalar(f, &s.IdleStop, ParseDuration),
 		"stream":    f.boolean(&stream),
 		"private":   f.boolean(&s.Private),
-		"limits":    func(n ast.Node, at string) error { return f.limits(n, at, &s.Limits) },
-		"pay":       func(n ast.Node, at string) error { return f.pay(n, at, &s.Pay) },
-		"retry":     func(n ast.Node, at string) error { return f.retry(n, at, &s.Retry) },
-		"network":   f.text(&s.Network),
+		"checkpoint": func(n ast.Node, at string) error {
+			return f.mapping(n, at, keys{"every": scalar(f, &s.Checkpoint.Every, ParseDuration)})
+		},
+		"limits":  func(n ast.Node, at string) error { return f.limits(n, at, &s.Limits) },
+		"pay":     func(n ast.Node, at string) error { return f.pay(n, at, &s.Pay) },
+		"retry":   func(n ast.Node, at string) error { return f.retry(n, at, &s.Retry) },
+		"network": f.text(&s.Network),
 	})
 	if err == nil && !version {
 		err = f.errAt(root, "version", "missing; begin the file with `version: 1`")
@@ -258,6 +262,7 @@ func (f *specFile) limits(n ast.Node, at string, l *LimitSpec) error {
 		"run":    scalar(f, &l.Run, ParseDuration),
 		"logs":   scalar(f, &l.Logs, positiveSize),
 		"output": scalar(f, &l.Output, positiveSize),
+		"net":    scalar(f, &l.Net, positiveSize),
 		"pids": func(n ast.Node, at string) error {
 			var pids int
 			err := f.atLeast(1, &pids)(n, at)
@@ -265,6 +270,15 @@ func (f *specFile) limits(n ast.Node, at string, l *LimitSpec) error {
 				return f.errAt(n, at, "%d is more processes than the %d there can be", pids, 1<<22)
 			}
 			l.Pids = uint32(pids)
+			return err
+		},
+		"open_files": func(n ast.Node, at string) error {
+			var files int
+			err := f.atLeast(1, &files)(n, at)
+			if err == nil && (files < protocol.MinOpenFiles || files > protocol.MaxOpenFiles) {
+				return f.errAt(n, at, "%d is not between %d and %d", files, protocol.MinOpenFiles, protocol.MaxOpenFiles)
+			}
+			l.OpenFiles = uint32(files)
 			return err
 		},
 	})

@@ -45,7 +45,10 @@ func TestContentKeysAreRead(t *testing.T) {
 	if s, err := Parse("j.yaml", []byte("version: 1\nimage: x\nprivate: true\noutputs: [{from: /a}]\n")); err != nil || !s.Private {
 		t.Errorf("%+v, %v", s, err)
 	}
-	for _, bad := range []string{"private: true\nstream: true\noutputs: [{from: /a}]", "private: true\ninputs: [{from: 'cid:bafy', to: /a}]", "cache: [{key: ../x, to: /w}]", "cache: [{key: 'cid:nonsense', to: /w}]", "cache: [{key: a, to: w}]", "cache: [{key: a, to: /w}, {key: b, to: /w}]"} {
+	if s, err := Parse("j.yaml", []byte("version: 1\nimage: x\ncheckpoint: {every: 10m}\n")); err != nil || s.Checkpoint.Every != 10*time.Minute {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, bad := range []string{"checkpoint: {every: 10ms}", "checkpoint: {every: 1m}\ngpus: 1", "checkpoint: {each: 1m}", "checkpoint: 1m", "private: true\nstream: true\noutputs: [{from: /a}]", "private: true\ninputs: [{from: 'cid:bafy', to: /a}]", "cache: [{key: ../x, to: /w}]", "cache: [{key: 'cid:nonsense', to: /w}]", "cache: [{key: a, to: w}]", "cache: [{key: a, to: /w}, {key: b, to: /w}]"} {
 		if _, err := Parse("j.yaml", []byte("version: 1\nimage: x\n"+bad+"\n")); !errors.Is(err, ErrSpec) {
 			t.Errorf("%s: %v", bad, err)
 		}
@@ -172,8 +175,8 @@ func TestOtherWaysToWriteAJobFile(t *testing.T) {
 		"retry: {max: 0}":                      func(s Spec) bool { return s.Retry.Max == 0 && s.Retry.Given && s.Retry.AvoidFailed },
 		"retry: {avoid_failed_provider: true}": func(s Spec) bool { return s.Retry == RetrySpec{Max: 2, AvoidFailed: true} },
 		"network: outbound":                    func(s Spec) bool { return s.Network == "outbound" },
-		"limits: {run: 2d, logs: 1MiB, output: 5GB, pids: 10}": func(s Spec) bool {
-			return s.Limits.Run == 48*time.Hour && s.Limits.Logs == 1<<20 && s.Limits.Output == 5e9 && s.Limits.Pids == 10 && s.Limits.Fetch == DefaultFetchLimit
+		"limits: {run: 2d, logs: 1MiB, output: 5GB, pids: 10, open_files: 512}": func(s Spec) bool {
+			return s.Limits.Run == 48*time.Hour && s.Limits.Logs == 1<<20 && s.Limits.Output == 5e9 && s.Limits.Pids == 10 && s.Limits.OpenFiles == 512 && s.Limits.Fetch == DefaultFetchLimit
 		},
 		"command: [echo, \"$$HOME ${HOME} ${LUMBUNG_JOB}\"]": func(s Spec) bool { return s.Command[1] == "$$HOME ${HOME} ${LUMBUNG_JOB}" },
 	} {
@@ -196,13 +199,14 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		"just text":            "want keys with values, got a plain value",
 		"a: 1\n---\nb: 2":      "holds 2 documents",
 		head + "comand: [x]":   `j.yaml:3:1: unknown key "comand"; did you mean "command"?`,
-		head + "zzzzzzzzzz: 1": `j.yaml:3:1: unknown key "zzzzzzzzzz"; there is array, cache, command`,
+		head + "zzzzzzzzzz: 1": `j.yaml:3:1: unknown key "zzzzzzzzzz"; there is array, cache, checkpoint, command`,
 		head + "limits:\n  fetch: 1m\n  runn: 1h":                 `j.yaml:5:3: unknown key "limits.runn"; did you mean "limits.run"?`,
 		head + "pay: {max_hourly: 1, max_daily: 2}":               `j.yaml:3:22: unknown key "pay.max_daily"`,
 		head + "limits:\n  run: 1 hour":                           `j.yaml:4:8: limits.run: "1 hour" is no duration; write 1h, 30m or 90s`,
 		head + "limits: {run: -5m}":                               "is not above 0",
 		head + "limits: {run: 401d}":                              "is not between 1ms and 400d",
 		head + "limits: {pids: 0}":                                "limits.pids: 0 is below 1",
+		head + "limits: {open_files: 3}":                          "limits.open_files: 3 is not between 16 and 1048576",
 		head + "memory: lots":                                     `j.yaml:3:9: memory: "lots" is no size; write 512MB, 16GB or 1.5GiB`,
 		head + "memory: 0":                                        "must be above 0",
 		head + "memory: [1]":                                      "memory: want one value, got a list",
@@ -243,7 +247,10 @@ func TestErrorsOfAJobFileSayWhereAndWhat(t *testing.T) {
 		head + "secrets: [{name: A, value: hunter2}]":             `unknown key "secrets[0].value"; there is file, name`,
 		head + "secrets: [A]\ncache: [{key: k, to: /run}]":        "secrets: they lie in /run/secrets, and so nothing else may come to /run",
 		head + "secrets: [A]\noutputs: [{from: /run/secrets/x/}]": "nothing else may come to /run/secrets/x",
-		head + "checkpoint: {every: 5m}":                          "checkpoint: not in this version yet",
+		head + "nodes: 2":                                         "nodes: not in this version yet",
+		head + "checkpoint: {each: 5m}":                           `unknown key "checkpoint.each"`,
+		head + "checkpoint: {every: 10ms}":                        "checkpoint.every: 10ms is not between",
+		head + "checkpoint: {every: 5m}\ngpus: 1":                 "checkpoint: the memory of a GPU cannot be saved",
 		head + "image: y":                                         "already defined",
 		head + "env: {A: [1]}":                                    "env.A: want one value, got a list",
 		head + "env: {LUMBUNG_JOB: x}":                            "names that begin with LUMBUNG_ are lumbung's own",

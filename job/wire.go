@@ -59,6 +59,7 @@ func InputOf(msg protocol.Message) (Input, error) {
 			State: outcomes[m.GetOutcome()], ExitCode: int(m.GetExitCode()), ExitSource: m.GetExitSource(),
 			Reason: m.GetReason(), Exceeded: exceededOf(m.GetExceeded()), Outputs: m.GetOutputs(),
 			UsageMs: m.GetUsageMs(), LogSeq: m.GetLogSeq(), ProviderFault: m.GetProviderFault(), Took: tookOf(m),
+			NetUp: m.GetNetUpBytes(), NetDown: m.GetNetDownBytes(),
 		}, nil
 	case *protocol.Receipt:
 		return Settled{End: State(m.GetEnd()), UsageMs: m.GetUsageMs()}, nil

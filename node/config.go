@@ -41,8 +41,18 @@ type Config struct {
 	PriceGPU  string `yaml:"price_gpu"` // per card and hour, likewise
 	IPFS      bool   `yaml:"ipfs"`      // content may be fetched from IPFS nodes, when a person asks for it
 
+	// Runtime is an OCI runtime of the machine, by name or absolute path, that
+	// runs containers instead of gVisor; "" and GVisor are gVisor.
+	Runtime string `yaml:"runtime"`
+
+	// AllowNet lets containers of jobs that ask for it reach the public internet
+	// from this machine's address.
+	AllowNet bool `yaml:"allow_net"`
 	// WholeImages makes containers start only when their image is whole.
 	WholeImages bool `yaml:"whole_images"`
+
+	// AllowUnheld takes offers although a limit of theirs cannot be held here.
+	AllowUnheld bool `yaml:"allow_unheld"`
 
 	CacheSize  uint64        `yaml:"cache_size"`  // bytes of jobs' caches to keep at most; 0 is 50 GB or a tenth of what is free
 	UploadRate uint64        `yaml:"upload_rate"` // bytes of blocks a second to all peers together; 0 is no bound
@@ -52,6 +62,17 @@ type Config struct {
 	Runsc      string        `yaml:"runsc"` // a gVisor of one's own instead of the embedded one
 	Debug      bool          `yaml:"debug"`
 	Version    string        `yaml:"-"`
+}
+
+// GVisor is the name of the default runtime.
+const GVisor = "gvisor"
+
+// OCI is the OCI runtime that containers run by, or "".
+func (c Config) OCI() string {
+	if c.Runtime == GVisor {
+		return ""
+	}
+	return c.Runtime
 }
 
 // DefaultNetwork is the network of a node that names no other.
@@ -122,6 +143,9 @@ func (c Config) Validate() error {
 	}
 	if c.BidWindow < 50*time.Millisecond || c.BidWindow > time.Minute {
 		return bad("bid_window: %s is not between 50ms and 1m", c.BidWindow)
+	}
+	if strings.Contains(c.Runtime, "/") && !filepath.IsAbs(c.Runtime) {
+		return bad("runtime: %q is neither a name on the PATH, such as runc, nor an absolute path", c.Runtime)
 	}
 	if c.FakeGPU != "" {
 		if !protocol.AllowsFake(c.Network) {

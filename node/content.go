@@ -172,6 +172,20 @@ const cacheTime = 7 * 24 * time.Hour
 
 // FetchImage brings an image here and checks that it is the one the lease names.
 func (c providerContent) FetchImage(ctx context.Context, im *protocol.Image, from []protocol.PeerID, progress func(job.Progress)) error {
+	return c.fetchImage(ctx, im, from, progress, c.n.arrivals.begin)
+}
+
+// FetchWholeImage is FetchImage of an image that does not arrive later than this
+// returns.
+func (c providerContent) FetchWholeImage(ctx context.Context, im *protocol.Image, from []protocol.PeerID, progress func(job.Progress)) error {
+	return c.fetchImage(ctx, im, from, progress, c.n.arrivals.finish)
+}
+
+// early lets an image arrive, if it may, and reports whether containers on it can
+// be prepared.
+type early func(ctx context.Context, root cid.Cid, size uint64, plan arrivalPlan, progress func(job.Progress)) (bool, error)
+
+func (c providerContent) fetchImage(ctx context.Context, im *protocol.Image, from []protocol.PeerID, progress func(job.Progress), begin early) error {
 	root, err := cid.Cast(im.GetRoot())
 	if err != nil {
 		return err
@@ -183,13 +197,13 @@ func (c providerContent) FetchImage(ctx context.Context, im *protocol.Image, fro
 		return err
 	}
 	renter, holders := renterLast(from)
-	early, err := c.n.arrivals.begin(ctx, root, im.GetSize(), arrivalPlan{
+	begun, err := begin(ctx, root, im.GetSize(), arrivalPlan{
 		Peers: c.n.peerNames(holders), Origins: c.n.peerNames(renter), MaxBytes: slack(im.GetSize()),
 	}, progress)
 	if err != nil {
 		return err
 	}
-	if !early {
+	if !begun {
 		if err := c.n.fetch(ctx, root, content.KindImage, renter, holders, slack(im.GetSize()), progress); err != nil {
 			return err
 		}

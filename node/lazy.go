@@ -164,6 +164,27 @@ func (s *arrivals) begin(ctx context.Context, root cid.Cid, size uint64, plan ar
 	return false, nil // who unpacks it whole says where it is wrong, if it is
 }
 
+// finish waits until an image that arrives is whole; false says that none does,
+// and that this one must be fetched.
+func (s *arrivals) finish(ctx context.Context, root cid.Cid, _ uint64, plan arrivalPlan, _ func(job.Progress)) (bool, error) {
+	owner := "whole:" + root.String()
+	if _, before := s.rootfs(root, owner); before { // one of an earlier life is taken up
+		defer s.release(owner)
+	}
+	a, err := s.join(ctx, root, plan, false)
+	if a == nil || err != nil {
+		return false, err
+	}
+	select {
+	case <-a.over:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return a.err == nil, nil // who unpacks it whole says where it is wrong, if it is
+}
+
 // join returns the arrival of an image, begun if that is worth it and there is
 // room; nil if there is none.
 func (s *arrivals) join(ctx context.Context, root cid.Cid, plan arrivalPlan, worth bool) (*arrival, error) {

@@ -41,6 +41,7 @@ type Node struct {
 	publicRoots publicRoots
 	images      *images
 	arrivals    *arrivals
+	allowNet    bool // a provider's containers may have a network, and can
 	link        *link
 	api         *api.Server
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"filippo.io/age"
 	"github.com/ipfs/go-cid"
@@ -67,6 +68,19 @@ func (c providerContent) OpenPrivate(ctx context.Context, root []byte, dest stri
 
 // SavePrivate makes a private file of what is in a folder and holds it.
 func (c providerContent) SavePrivate(ctx context.Context, dir string, to age.Recipient) ([]byte, uint64, error) {
+	return c.savePrivate(ctx, dir, to, savedTime)
+}
+
+// checkpointTime is how long a checkpoint is kept for the transition that holds it
+// in its lease's name.
+const checkpointTime = time.Minute
+
+// SaveCheckpoint is SavePrivate that holds for a short while.
+func (c providerContent) SaveCheckpoint(ctx context.Context, dir string, to age.Recipient) ([]byte, uint64, error) {
+	return c.savePrivate(ctx, dir, to, checkpointTime)
+}
+
+func (c providerContent) savePrivate(ctx context.Context, dir string, to age.Recipient, hold time.Duration) ([]byte, uint64, error) {
 	defer c.n.blocks.HoldPuts()()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -82,7 +96,7 @@ func (c providerContent) SavePrivate(ctx context.Context, dir string, to age.Rec
 	}
 	defer c.n.blocks.Hold(added.CID)() // a collection under way has read the holds already
 	err = c.n.db.Update(ctx, func(tx job.Tx) error {
-		return tx.HoldBlocks("saved:"+added.CID.String(), added.CID.Bytes(), c.n.now().Add(savedTime))
+		return tx.HoldBlocks("saved:"+added.CID.String(), added.CID.Bytes(), c.n.now().Add(hold))
 	})
 	if err != nil {
 		return nil, 0, err

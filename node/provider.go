@@ -63,7 +63,14 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	if cfg.Caches, err = n.openCaches(); err != nil {
 		return nil, err
 	}
-	cfg.Sandbox, role.sandbox = n.openSandbox(ctx)
+	cfg.Sandbox, role.sandbox, cfg.Limits = n.openSandbox(ctx)
+	if rt, ok := cfg.Sandbox.(containers); ok {
+		if p, err := rt.Portability(ctx); err != nil {
+			n.log.Warn("this provider can save no container's state", "why", err)
+		} else {
+			cfg.Portability = &p
+		}
+	}
 	if cfg.Sandbox == nil {
 		n.log.Warn("this provider can run nothing", "why", role.sandbox)
 	}
@@ -72,22 +79,34 @@ func (n *Node) newProvider(ctx context.Context) (*providerRole, error) {
 	}
 	capacity.GPUs = role.sealer.seal(ctx, capacity.GPUs, n.log)
 	cfg.Pool = job.NewPool(capacity)
+	cfg.AllowNet = n.allowNet
 	role.Provider = job.NewProvider(cfg)
 	role.measured.set(capacity.GPUs)
 	return role, nil
 }
 
-// openSandbox is the sandbox with what it is, or nil with why there is none.
-func (n *Node) openSandbox(ctx context.Context) (job.Sandbox, string) {
+// openSandbox is the sandbox with what it is, or nil with why there is none, and
+// how far it holds limits.
+func (n *Node) openSandbox(ctx context.Context) (job.Sandbox, string, job.HeldLimits) {
+	var none job.HeldLimits
 	rt, err := sandbox.New(sandbox.Options{
-		Dir: filepath.Join(n.cfg.Home, "sandbox"), RunscPath: n.cfg.Runsc, Log: n.log, Now: n.now,
+		Dir: filepath.Join(n.cfg.Home, "sandbox"), RunscPath: n.cfg.Runsc, OCI: n.cfg.OCI(), Log: n.log, Now: n.now,
 	})
 	if err != nil {
-		return nil, err.Error()
+		return nil, err.Error(), none
 	}
-	version, err := rt.Ready(ctx)
+	version, err := rt.Describe(ctx)
 	if err != nil {
-		return nil, err.Error()
+		return nil, err.Error(), none
+	}
+	if n.allowNet = n.cfg.AllowNet; n.allowNet {
+		if err := rt.CanOutbound(ctx); err != nil {
+			n.log.Warn("containers get no network, though --allow-net was said", "why", err)
+			n.allowNet = false
+		}
+	}
+	if n.cfg.OCI() != "" {
+		n.log.Warn("jobs are not run by gVisor", "runtime", version)
 	}
 	n.arrivals.why = rt.CanArrive(ctx)
 	if n.cfg.WholeImages {
@@ -95,10 +114,22 @@ func (n *Node) openSandbox(ctx context.Context) (job.Sandbox, string) {
 	}
 	used, err := rt.Arriving()
 	if err != nil {
-		return nil, err.Error()
+		return nil, err.Error(), none
 	}
 	n.arrivals.keep(used)
-	return containers{rt, n.arrivals}, version
+	return containers{rt, n.arrivals}, version, n.heldLimits(rt)
+}
+
+// heldLimits is what the market must know of a machine's limits.
+func (n *Node) heldLimits(rt *sandbox.Runtime) job.HeldLimits {
+	h := job.HeldLimits{OpenFiles: uint32(rt.OpenFiles())} //nolint:gosec // bounded
+	for _, f := range rt.Unheld() {
+		n.log.Warn("a limit cannot be held on this machine", "limit", f.Name, "how", f.How, "remedy", f.Remedy, "allowed", n.cfg.AllowUnheld)
+		if !n.cfg.AllowUnheld {
+			h.Unheld = append(h.Unheld, f.Name)
+		}
+	}
+	return h
 }
 
 // capacity is what the configuration and the machine let this node sell.
@@ -295,6 +326,9 @@ func (r *providerRole) record(now time.Time) (protocol.Signed[*protocol.Capacity
 		Region: r.n.cfg.Region, Reachability: r.n.reachability(), Agent: "lumbung/" + r.n.cfg.Version,
 		Paused: r.State() != job.ProviderOpen, Gpus: gpuRecords(total.GPUs, free.GPUs, prices),
 		Addrs: market{r.n.host}.Addrs(),
+	}
+	if p := r.Portability; p != nil {
+		c.Portability = &protocol.Portability{Engine: p.Engine, Cpu: p.CPU}
 	}
 	if state := r.State(); state != job.ProviderDraining && state != job.ProviderDrained {
 		c.Classes = protocol.ClassesOf(c) // none is the mark of a withdrawn record

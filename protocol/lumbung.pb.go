@@ -52,6 +52,7 @@ const (
 	Reason_REASON_GPU_DEVICES      Reason = 17
 	Reason_REASON_GPU_CUDA         Reason = 18
 	Reason_REASON_GPU_CAPABILITIES Reason = 19
+	Reason_REASON_CPU_FEATURES     Reason = 20
 )
 
 // Enum value maps for Reason.
@@ -77,6 +78,7 @@ var (
 		17: "REASON_GPU_DEVICES",
 		18: "REASON_GPU_CUDA",
 		19: "REASON_GPU_CAPABILITIES",
+		20: "REASON_CPU_FEATURES",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":      0,
@@ -99,6 +101,7 @@ var (
 		"REASON_GPU_DEVICES":      17,
 		"REASON_GPU_CUDA":         18,
 		"REASON_GPU_CAPABILITIES": 19,
+		"REASON_CPU_FEATURES":     20,
 	}
 )
 
@@ -430,8 +433,10 @@ type Capacity struct {
 	Agent           string                 `protobuf:"bytes,16,opt,name=agent,proto3" json:"agent,omitempty"`
 	Paused          bool                   `protobuf:"varint,17,opt,name=paused,proto3" json:"paused,omitempty"`
 	Addrs           [][]byte               `protobuf:"bytes,18,rep,name=addrs,proto3" json:"addrs,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Where containers' states can be moved from and to; none where they cannot.
+	Portability   *Portability `protobuf:"bytes,19,opt,name=portability,proto3" json:"portability,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Capacity) Reset() {
@@ -590,6 +595,145 @@ func (x *Capacity) GetAddrs() [][]byte {
 	return nil
 }
 
+func (x *Capacity) GetPortability() *Portability {
+	if x != nil {
+		return x.Portability
+	}
+	return nil
+}
+
+// Portability says where a container's state can be restored: where engine is
+// the same and no bit of cpu is missing. With neither it asks that states can be
+// saved at all.
+type Portability struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Engine        string                 `protobuf:"bytes,1,opt,name=engine,proto3" json:"engine,omitempty"`
+	Cpu           []byte                 `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Portability) Reset() {
+	*x = Portability{}
+	mi := &file_lumbung_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Portability) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Portability) ProtoMessage() {}
+
+func (x *Portability) ProtoReflect() protoreflect.Message {
+	mi := &file_lumbung_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Portability.ProtoReflect.Descriptor instead.
+func (*Portability) Descriptor() ([]byte, []int) {
+	return file_lumbung_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Portability) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *Portability) GetCpu() []byte {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+// Checkpoint is the state of a container, as a private file of the renter's.
+type Checkpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Root          []byte                 `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // unpacked
+	AtMs          int64                  `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Portability   *Portability           `protobuf:"bytes,4,opt,name=portability,proto3" json:"portability,omitempty"`
+	Last          bool                   `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"` // the container ended with it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checkpoint) Reset() {
+	*x = Checkpoint{}
+	mi := &file_lumbung_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpoint) ProtoMessage() {}
+
+func (x *Checkpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_lumbung_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
+func (*Checkpoint) Descriptor() ([]byte, []int) {
+	return file_lumbung_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Checkpoint) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetPortability() *Portability {
+	if x != nil {
+		return x.Portability
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
 // CapacityQuery asks a provider for its capacity record.
 type CapacityQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -599,7 +743,7 @@ type CapacityQuery struct {
 
 func (x *CapacityQuery) Reset() {
 	*x = CapacityQuery{}
-	mi := &file_lumbung_proto_msgTypes[3]
+	mi := &file_lumbung_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +755,7 @@ func (x *CapacityQuery) String() string {
 func (*CapacityQuery) ProtoMessage() {}
 
 func (x *CapacityQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[3]
+	mi := &file_lumbung_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +768,7 @@ func (x *CapacityQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapacityQuery.ProtoReflect.Descriptor instead.
 func (*CapacityQuery) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{3}
+	return file_lumbung_proto_rawDescGZIP(), []int{5}
 }
 
 // Resources is what one task needs.
@@ -646,7 +790,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_lumbung_proto_msgTypes[4]
+	mi := &file_lumbung_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +802,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[4]
+	mi := &file_lumbung_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +815,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{4}
+	return file_lumbung_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resources) GetCpuMillis() uint32 {
@@ -757,7 +901,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_lumbung_proto_msgTypes[5]
+	mi := &file_lumbung_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +913,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[5]
+	mi := &file_lumbung_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +926,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{5}
+	return file_lumbung_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Image) GetRoot() []byte {
@@ -832,15 +976,22 @@ type Offer struct {
 	Net             string                 `protobuf:"bytes,14,opt,name=net,proto3" json:"net,omitempty"`
 	Addrs           [][]byte               `protobuf:"bytes,15,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	// What a task may leave as outputs and as log, beside the disk that it uses.
-	OutputBytes   uint64 `protobuf:"varint,16,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
-	LogBytes      uint64 `protobuf:"varint,17,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	OutputBytes uint64 `protobuf:"varint,16,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	LogBytes    uint64 `protobuf:"varint,17,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	// Files that one process may have open; 0 leaves it to the provider.
+	OpenFiles uint32 `protobuf:"varint,22,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
+	// The task's state will be saved; and where it begins from one that was, what
+	// the machine must have for it.
+	Portability *Portability `protobuf:"bytes,23,opt,name=portability,proto3" json:"portability,omitempty"`
+	// What it may send to the internet and get from it; 0 without a network.
+	NetBytes      uint64 `protobuf:"varint,18,opt,name=net_bytes,json=netBytes,proto3" json:"net_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_lumbung_proto_msgTypes[6]
+	mi := &file_lumbung_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1003,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[6]
+	mi := &file_lumbung_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1016,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{6}
+	return file_lumbung_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Offer) GetNonce() []byte {
@@ -987,6 +1138,27 @@ func (x *Offer) GetLogBytes() uint64 {
 	return 0
 }
 
+func (x *Offer) GetOpenFiles() uint32 {
+	if x != nil {
+		return x.OpenFiles
+	}
+	return 0
+}
+
+func (x *Offer) GetPortability() *Portability {
+	if x != nil {
+		return x.Portability
+	}
+	return nil
+}
+
+func (x *Offer) GetNetBytes() uint64 {
+	if x != nil {
+		return x.NetBytes
+	}
+	return 0
+}
+
 // Bid is a provider's answer to an offer it can serve.
 type Bid struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1005,7 +1177,7 @@ type Bid struct {
 
 func (x *Bid) Reset() {
 	*x = Bid{}
-	mi := &file_lumbung_proto_msgTypes[7]
+	mi := &file_lumbung_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1189,7 @@ func (x *Bid) String() string {
 func (*Bid) ProtoMessage() {}
 
 func (x *Bid) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[7]
+	mi := &file_lumbung_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1202,7 @@ func (x *Bid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bid.ProtoReflect.Descriptor instead.
 func (*Bid) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{7}
+	return file_lumbung_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Bid) GetOfferId() []byte {
@@ -1109,7 +1281,7 @@ type Decline struct {
 
 func (x *Decline) Reset() {
 	*x = Decline{}
-	mi := &file_lumbung_proto_msgTypes[8]
+	mi := &file_lumbung_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1293,7 @@ func (x *Decline) String() string {
 func (*Decline) ProtoMessage() {}
 
 func (x *Decline) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[8]
+	mi := &file_lumbung_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1306,7 @@ func (x *Decline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decline.ProtoReflect.Descriptor instead.
 func (*Decline) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{8}
+	return file_lumbung_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Decline) GetOfferId() []byte {
@@ -1176,7 +1348,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_lumbung_proto_msgTypes[9]
+	mi := &file_lumbung_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1360,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[9]
+	mi := &file_lumbung_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1373,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{9}
+	return file_lumbung_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Answer) GetBid() []byte {
@@ -1228,7 +1400,7 @@ type EnvVar struct {
 
 func (x *EnvVar) Reset() {
 	*x = EnvVar{}
-	mi := &file_lumbung_proto_msgTypes[10]
+	mi := &file_lumbung_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1412,7 @@ func (x *EnvVar) String() string {
 func (*EnvVar) ProtoMessage() {}
 
 func (x *EnvVar) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[10]
+	mi := &file_lumbung_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1425,7 @@ func (x *EnvVar) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvVar.ProtoReflect.Descriptor instead.
 func (*EnvVar) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{10}
+	return file_lumbung_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EnvVar) GetName() string {
@@ -1284,7 +1456,7 @@ type Input struct {
 
 func (x *Input) Reset() {
 	*x = Input{}
-	mi := &file_lumbung_proto_msgTypes[11]
+	mi := &file_lumbung_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1468,7 @@ func (x *Input) String() string {
 func (*Input) ProtoMessage() {}
 
 func (x *Input) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[11]
+	mi := &file_lumbung_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1481,7 @@ func (x *Input) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Input.ProtoReflect.Descriptor instead.
 func (*Input) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{11}
+	return file_lumbung_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Input) GetRoot() []byte {
@@ -1354,7 +1526,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_lumbung_proto_msgTypes[12]
+	mi := &file_lumbung_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1538,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[12]
+	mi := &file_lumbung_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1551,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{12}
+	return file_lumbung_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Cache) GetKey() string {
@@ -1424,14 +1596,20 @@ type Task struct {
 	// When the task counts as running; none is from its start on.
 	Ready *Ready `protobuf:"bytes,11,opt,name=ready,proto3" json:"ready,omitempty"`
 	// It is ended, as done, when its ports have had no connection for so long.
-	IdleStopMs    int64 `protobuf:"varint,12,opt,name=idle_stop_ms,json=idleStopMs,proto3" json:"idle_stop_ms,omitempty"`
+	IdleStopMs int64 `protobuf:"varint,12,opt,name=idle_stop_ms,json=idleStopMs,proto3" json:"idle_stop_ms,omitempty"`
+	// The state is saved this often; 0 is never.
+	CheckpointEveryMs int64 `protobuf:"varint,15,opt,name=checkpoint_every_ms,json=checkpointEveryMs,proto3" json:"checkpoint_every_ms,omitempty"`
+	// The checkpoint to go on from.
+	Restore []byte `protobuf:"bytes,16,opt,name=restore,proto3" json:"restore,omitempty"`
+	// The keys of the checkpoints, encrypted to the provider.
+	CheckpointKey []byte `protobuf:"bytes,17,opt,name=checkpoint_key,json=checkpointKey,proto3" json:"checkpoint_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_lumbung_proto_msgTypes[13]
+	mi := &file_lumbung_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1621,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[13]
+	mi := &file_lumbung_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1634,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{13}
+	return file_lumbung_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Task) GetCommand() []string {
@@ -1550,6 +1728,27 @@ func (x *Task) GetIdleStopMs() int64 {
 	return 0
 }
 
+func (x *Task) GetCheckpointEveryMs() int64 {
+	if x != nil {
+		return x.CheckpointEveryMs
+	}
+	return 0
+}
+
+func (x *Task) GetRestore() []byte {
+	if x != nil {
+		return x.Restore
+	}
+	return nil
+}
+
+func (x *Task) GetCheckpointKey() []byte {
+	if x != nil {
+		return x.CheckpointKey
+	}
+	return nil
+}
+
 // Ready is the probe of a service: until GET http at the container's port is
 // answered by a status of 200 to 399 nothing is billed, and when within_ms have
 // passed without one the task has failed.
@@ -1564,7 +1763,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1775,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[14]
+	mi := &file_lumbung_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1788,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{14}
+	return file_lumbung_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ready) GetPort() uint32 {
@@ -1615,20 +1814,23 @@ func (x *Ready) GetWithinMs() int64 {
 
 // Limits bound one task.
 type Limits struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FetchMs       int64                  `protobuf:"varint,1,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
-	RunMs         int64                  `protobuf:"varint,2,opt,name=run_ms,json=runMs,proto3" json:"run_ms,omitempty"`
-	LogBytes      uint64                 `protobuf:"varint,3,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	OutputBytes   uint64                 `protobuf:"varint,4,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
-	Pids          uint32                 `protobuf:"varint,5,opt,name=pids,proto3" json:"pids,omitempty"`
-	SaveMs        int64                  `protobuf:"varint,6,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	FetchMs     int64                  `protobuf:"varint,1,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
+	RunMs       int64                  `protobuf:"varint,2,opt,name=run_ms,json=runMs,proto3" json:"run_ms,omitempty"`
+	LogBytes    uint64                 `protobuf:"varint,3,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	OutputBytes uint64                 `protobuf:"varint,4,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	Pids        uint32                 `protobuf:"varint,5,opt,name=pids,proto3" json:"pids,omitempty"`
+	SaveMs      int64                  `protobuf:"varint,6,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
+	// Files that one process may have open; 0 leaves it to the provider.
+	OpenFiles     uint32 `protobuf:"varint,8,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
+	NetBytes      uint64 `protobuf:"varint,7,opt,name=net_bytes,json=netBytes,proto3" json:"net_bytes,omitempty"` // to the internet and from it; 0 without a network
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1842,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[15]
+	mi := &file_lumbung_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1855,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{15}
+	return file_lumbung_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Limits) GetFetchMs() int64 {
@@ -1698,37 +1900,53 @@ func (x *Limits) GetSaveMs() int64 {
 	return 0
 }
 
+func (x *Limits) GetOpenFiles() uint32 {
+	if x != nil {
+		return x.OpenFiles
+	}
+	return 0
+}
+
+func (x *Limits) GetNetBytes() uint64 {
+	if x != nil {
+		return x.NetBytes
+	}
+	return 0
+}
+
 // Lease is the contract a renter proposes to one provider for one task. Its id
 // is the SHA-256 of its envelope; it binds once the provider has accepted it.
 type Lease struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	OfferId       []byte                 `protobuf:"bytes,2,opt,name=offer_id,json=offerId,proto3" json:"offer_id,omitempty"`
-	BidId         []byte                 `protobuf:"bytes,3,opt,name=bid_id,json=bidId,proto3" json:"bid_id,omitempty"`
-	Provider      string                 `protobuf:"bytes,4,opt,name=provider,proto3" json:"provider,omitempty"`
-	Job           string                 `protobuf:"bytes,5,opt,name=job,proto3" json:"job,omitempty"`
-	Task          uint32                 `protobuf:"varint,6,opt,name=task,proto3" json:"task,omitempty"`
-	Attempt       uint32                 `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	IssuedMs      int64                  `protobuf:"varint,8,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"`
-	AcceptByMs    int64                  `protobuf:"varint,9,opt,name=accept_by_ms,json=acceptByMs,proto3" json:"accept_by_ms,omitempty"`
-	Resources     *Resources             `protobuf:"bytes,10,opt,name=resources,proto3" json:"resources,omitempty"`
-	Image         *Image                 `protobuf:"bytes,11,opt,name=image,proto3" json:"image,omitempty"`
-	Spec          *Task                  `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`
-	Limits        *Limits                `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
-	Net           string                 `protobuf:"bytes,14,opt,name=net,proto3" json:"net,omitempty"`
-	Asset         string                 `protobuf:"bytes,15,opt,name=asset,proto3" json:"asset,omitempty"`
-	PricePerHour  uint64                 `protobuf:"varint,16,opt,name=price_per_hour,json=pricePerHour,proto3" json:"price_per_hour,omitempty"`
-	Budget        *Amount                `protobuf:"bytes,17,opt,name=budget,proto3" json:"budget,omitempty"`
-	HeartbeatMs   int64                  `protobuf:"varint,18,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
-	Addrs         [][]byte               `protobuf:"bytes,19,rep,name=addrs,proto3" json:"addrs,omitempty"`
-	Holders       []string               `protobuf:"bytes,20,rep,name=holders,proto3" json:"holders,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Nonce        []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	OfferId      []byte                 `protobuf:"bytes,2,opt,name=offer_id,json=offerId,proto3" json:"offer_id,omitempty"`
+	BidId        []byte                 `protobuf:"bytes,3,opt,name=bid_id,json=bidId,proto3" json:"bid_id,omitempty"`
+	Provider     string                 `protobuf:"bytes,4,opt,name=provider,proto3" json:"provider,omitempty"`
+	Job          string                 `protobuf:"bytes,5,opt,name=job,proto3" json:"job,omitempty"`
+	Task         uint32                 `protobuf:"varint,6,opt,name=task,proto3" json:"task,omitempty"`
+	Attempt      uint32                 `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	IssuedMs     int64                  `protobuf:"varint,8,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"`
+	AcceptByMs   int64                  `protobuf:"varint,9,opt,name=accept_by_ms,json=acceptByMs,proto3" json:"accept_by_ms,omitempty"`
+	Resources    *Resources             `protobuf:"bytes,10,opt,name=resources,proto3" json:"resources,omitempty"`
+	Image        *Image                 `protobuf:"bytes,11,opt,name=image,proto3" json:"image,omitempty"`
+	Spec         *Task                  `protobuf:"bytes,12,opt,name=spec,proto3" json:"spec,omitempty"`
+	Limits       *Limits                `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
+	Net          string                 `protobuf:"bytes,14,opt,name=net,proto3" json:"net,omitempty"`
+	Asset        string                 `protobuf:"bytes,15,opt,name=asset,proto3" json:"asset,omitempty"`
+	PricePerHour uint64                 `protobuf:"varint,16,opt,name=price_per_hour,json=pricePerHour,proto3" json:"price_per_hour,omitempty"`
+	Budget       *Amount                `protobuf:"bytes,17,opt,name=budget,proto3" json:"budget,omitempty"`
+	HeartbeatMs  int64                  `protobuf:"varint,18,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	Addrs        [][]byte               `protobuf:"bytes,19,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	Holders      []string               `protobuf:"bytes,20,rep,name=holders,proto3" json:"holders,omitempty"`
+	// How large the checkpoint is that the task begins from, unpacked.
+	RestoreBytes  uint64 `protobuf:"varint,21,opt,name=restore_bytes,json=restoreBytes,proto3" json:"restore_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1958,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[16]
+	mi := &file_lumbung_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1971,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{16}
+	return file_lumbung_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lease) GetNonce() []byte {
@@ -1896,6 +2114,13 @@ func (x *Lease) GetHolders() []string {
 	return nil
 }
 
+func (x *Lease) GetRestoreBytes() uint64 {
+	if x != nil {
+		return x.RestoreBytes
+	}
+	return 0
+}
+
 // Decision is a provider's signed answer to a lease.
 type Decision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1910,7 +2135,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2147,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[17]
+	mi := &file_lumbung_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2160,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{17}
+	return file_lumbung_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Decision) GetLeaseId() []byte {
@@ -1985,15 +2210,19 @@ type Heartbeat struct {
 	FetchBytes   uint64                 `protobuf:"varint,7,opt,name=fetch_bytes,json=fetchBytes,proto3" json:"fetch_bytes,omitempty"`
 	LogSeq       uint64                 `protobuf:"varint,8,opt,name=log_seq,json=logSeq,proto3" json:"log_seq,omitempty"` // records of output so far
 	// The streamed outputs as they are now, and their bytes.
-	Outputs       []byte `protobuf:"bytes,9,opt,name=outputs,proto3" json:"outputs,omitempty"`
-	OutputBytes   uint64 `protobuf:"varint,10,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Outputs     []byte `protobuf:"bytes,9,opt,name=outputs,proto3" json:"outputs,omitempty"`
+	OutputBytes uint64 `protobuf:"varint,10,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	// The newest checkpoint that was made under the lease.
+	Checkpoint *Checkpoint `protobuf:"bytes,11,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// Why the last one could not be made.
+	CheckpointFailed string `protobuf:"bytes,12,opt,name=checkpoint_failed,json=checkpointFailed,proto3" json:"checkpoint_failed,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2234,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[18]
+	mi := &file_lumbung_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2247,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{18}
+	return file_lumbung_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Heartbeat) GetLeaseId() []byte {
@@ -2091,21 +2320,37 @@ func (x *Heartbeat) GetOutputBytes() uint64 {
 	return 0
 }
 
+func (x *Heartbeat) GetCheckpoint() *Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetCheckpointFailed() string {
+	if x != nil {
+		return x.CheckpointFailed
+	}
+	return ""
+}
+
 // Verdict is the renter's answer to a heartbeat or a log chunk.
 type Verdict struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	LeaseId       []byte                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	GoOn          bool                   `protobuf:"varint,2,opt,name=go_on,json=goOn,proto3" json:"go_on,omitempty"`
-	Cancel        []byte                 `protobuf:"bytes,3,opt,name=cancel,proto3" json:"cancel,omitempty"`
-	Receipt       []byte                 `protobuf:"bytes,4,opt,name=receipt,proto3" json:"receipt,omitempty"`
-	LogSeq        uint64                 `protobuf:"varint,5,opt,name=log_seq,json=logSeq,proto3" json:"log_seq,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId []byte                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	GoOn    bool                   `protobuf:"varint,2,opt,name=go_on,json=goOn,proto3" json:"go_on,omitempty"`
+	Cancel  []byte                 `protobuf:"bytes,3,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Receipt []byte                 `protobuf:"bytes,4,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	LogSeq  uint64                 `protobuf:"varint,5,opt,name=log_seq,json=logSeq,proto3" json:"log_seq,omitempty"`
+	// The checkpoint that is with the renter.
+	Checkpoint    []byte `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2362,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[19]
+	mi := &file_lumbung_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2375,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{19}
+	return file_lumbung_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Verdict) GetLeaseId() []byte {
@@ -2168,6 +2413,13 @@ func (x *Verdict) GetLogSeq() uint64 {
 	return 0
 }
 
+func (x *Verdict) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
 type LogRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -2180,7 +2432,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2444,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[20]
+	mi := &file_lumbung_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2457,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{20}
+	return file_lumbung_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -2248,7 +2500,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2512,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[21]
+	mi := &file_lumbung_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2525,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{21}
+	return file_lumbung_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LogChunk) GetLeaseId() []byte {
@@ -2310,7 +2562,7 @@ type Exceeded struct {
 
 func (x *Exceeded) Reset() {
 	*x = Exceeded{}
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2574,7 @@ func (x *Exceeded) String() string {
 func (*Exceeded) ProtoMessage() {}
 
 func (x *Exceeded) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[22]
+	mi := &file_lumbung_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2587,7 @@ func (x *Exceeded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exceeded.ProtoReflect.Descriptor instead.
 func (*Exceeded) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{22}
+	return file_lumbung_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Exceeded) GetLimit() string {
@@ -2385,16 +2637,19 @@ type Result struct {
 	ProviderFault bool                   `protobuf:"varint,14,opt,name=provider_fault,json=providerFault,proto3" json:"provider_fault,omitempty"`
 	// Where the provider's own time went: bringing image, inputs and caches here,
 	// laying them out up to the container's start, and saving after its end.
-	FetchMs       int64 `protobuf:"varint,15,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
-	PrepareMs     int64 `protobuf:"varint,16,opt,name=prepare_ms,json=prepareMs,proto3" json:"prepare_ms,omitempty"`
-	SaveMs        int64 `protobuf:"varint,17,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
+	FetchMs   int64 `protobuf:"varint,15,opt,name=fetch_ms,json=fetchMs,proto3" json:"fetch_ms,omitempty"`
+	PrepareMs int64 `protobuf:"varint,16,opt,name=prepare_ms,json=prepareMs,proto3" json:"prepare_ms,omitempty"`
+	SaveMs    int64 `protobuf:"varint,17,opt,name=save_ms,json=saveMs,proto3" json:"save_ms,omitempty"`
+	// What the container sent to the internet and got from it.
+	NetUpBytes    uint64 `protobuf:"varint,18,opt,name=net_up_bytes,json=netUpBytes,proto3" json:"net_up_bytes,omitempty"`
+	NetDownBytes  uint64 `protobuf:"varint,19,opt,name=net_down_bytes,json=netDownBytes,proto3" json:"net_down_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2661,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[23]
+	mi := &file_lumbung_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2674,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{23}
+	return file_lumbung_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Result) GetLeaseId() []byte {
@@ -2541,6 +2796,20 @@ func (x *Result) GetSaveMs() int64 {
 	return 0
 }
 
+func (x *Result) GetNetUpBytes() uint64 {
+	if x != nil {
+		return x.NetUpBytes
+	}
+	return 0
+}
+
+func (x *Result) GetNetDownBytes() uint64 {
+	if x != nil {
+		return x.NetDownBytes
+	}
+	return 0
+}
+
 // Receipt is the renter's countersignature: what is booked by both.
 type Receipt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2556,7 +2825,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2837,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[24]
+	mi := &file_lumbung_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2850,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{24}
+	return file_lumbung_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Receipt) GetLeaseId() []byte {
@@ -2639,7 +2908,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2920,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[25]
+	mi := &file_lumbung_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2933,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{25}
+	return file_lumbung_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Cancel) GetLeaseId() []byte {
@@ -2705,7 +2974,7 @@ type LeaseQuery struct {
 
 func (x *LeaseQuery) Reset() {
 	*x = LeaseQuery{}
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2986,7 @@ func (x *LeaseQuery) String() string {
 func (*LeaseQuery) ProtoMessage() {}
 
 func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[26]
+	mi := &file_lumbung_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2999,7 @@ func (x *LeaseQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseQuery.ProtoReflect.Descriptor instead.
 func (*LeaseQuery) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{26}
+	return file_lumbung_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LeaseQuery) GetLeaseId() []byte {
@@ -2754,7 +3023,7 @@ type LeaseStatus struct {
 
 func (x *LeaseStatus) Reset() {
 	*x = LeaseStatus{}
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3035,7 @@ func (x *LeaseStatus) String() string {
 func (*LeaseStatus) ProtoMessage() {}
 
 func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[27]
+	mi := &file_lumbung_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3048,7 @@ func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStatus.ProtoReflect.Descriptor instead.
 func (*LeaseStatus) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{27}
+	return file_lumbung_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LeaseStatus) GetLeaseId() []byte {
@@ -2833,7 +3102,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3114,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[28]
+	mi := &file_lumbung_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3127,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{28}
+	return file_lumbung_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExecRequest) GetLeaseId() []byte {
@@ -2917,7 +3186,7 @@ type PortRequest struct {
 
 func (x *PortRequest) Reset() {
 	*x = PortRequest{}
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3198,7 @@ func (x *PortRequest) String() string {
 func (*PortRequest) ProtoMessage() {}
 
 func (x *PortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[29]
+	mi := &file_lumbung_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3211,7 @@ func (x *PortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRequest.ProtoReflect.Descriptor instead.
 func (*PortRequest) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{29}
+	return file_lumbung_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PortRequest) GetLeaseId() []byte {
@@ -2976,7 +3245,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3257,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[30]
+	mi := &file_lumbung_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3270,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{30}
+	return file_lumbung_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Ack) GetOf() []byte {
@@ -3022,7 +3291,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_lumbung_proto_msgTypes[31]
+	mi := &file_lumbung_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3303,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_lumbung_proto_msgTypes[31]
+	mi := &file_lumbung_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3316,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_lumbung_proto_rawDescGZIP(), []int{31}
+	return file_lumbung_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Ping) GetNonce() []byte {
@@ -3084,7 +3353,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x04cuda\x18\x06 \x01(\tR\x04cuda\x12\x12\n" +
 	"\x04fake\x18\a \x01(\bR\x04fake\x12$\n" +
 	"\x0eprice_per_hour\x18\b \x01(\x04R\fpricePerHour\x12\x18\n" +
-	"\acompute\x18\t \x01(\tR\acompute\"\xb7\x04\n" +
+	"\acompute\x18\t \x01(\tR\acompute\"\xf2\x04\n" +
 	"\bCapacity\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1b\n" +
 	"\tissued_ms\x18\x02 \x01(\x03R\bissuedMs\x12\x1d\n" +
@@ -3107,7 +3376,18 @@ const file_lumbung_proto_rawDesc = "" +
 	"\freachability\x18\x0f \x01(\tR\freachability\x12\x14\n" +
 	"\x05agent\x18\x10 \x01(\tR\x05agent\x12\x16\n" +
 	"\x06paused\x18\x11 \x01(\bR\x06paused\x12\x14\n" +
-	"\x05addrs\x18\x12 \x03(\fR\x05addrs\"\x0f\n" +
+	"\x05addrs\x18\x12 \x03(\fR\x05addrs\x129\n" +
+	"\vportability\x18\x13 \x01(\v2\x17.lumbung.v1.PortabilityR\vportability\"7\n" +
+	"\vPortability\x12\x16\n" +
+	"\x06engine\x18\x01 \x01(\tR\x06engine\x12\x10\n" +
+	"\x03cpu\x18\x02 \x01(\fR\x03cpu\"\x9a\x01\n" +
+	"\n" +
+	"Checkpoint\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\fR\x04root\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x13\n" +
+	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\x129\n" +
+	"\vportability\x18\x04 \x01(\v2\x17.lumbung.v1.PortabilityR\vportability\x12\x12\n" +
+	"\x04last\x18\x05 \x01(\bR\x04last\"\x0f\n" +
 	"\rCapacityQuery\"\xce\x02\n" +
 	"\tResources\x12\x1d\n" +
 	"\n" +
@@ -3129,7 +3409,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12#\n" +
 	"\rconfig_sha256\x18\x02 \x01(\fR\fconfigSha256\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x1a\n" +
-	"\bplatform\x18\x04 \x01(\tR\bplatform\"\x9f\x04\n" +
+	"\bplatform\x18\x04 \x01(\tR\bplatform\"\x96\x05\n" +
 	"\x05Offer\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x1b\n" +
 	"\tissued_ms\x18\x02 \x01(\x03R\bissuedMs\x12\"\n" +
@@ -3151,7 +3431,11 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x03net\x18\x0e \x01(\tR\x03net\x12\x14\n" +
 	"\x05addrs\x18\x0f \x03(\fR\x05addrs\x12!\n" +
 	"\foutput_bytes\x18\x10 \x01(\x04R\voutputBytes\x12\x1b\n" +
-	"\tlog_bytes\x18\x11 \x01(\x04R\blogBytes\"\xab\x02\n" +
+	"\tlog_bytes\x18\x11 \x01(\x04R\blogBytes\x12\x1d\n" +
+	"\n" +
+	"open_files\x18\x16 \x01(\rR\topenFiles\x129\n" +
+	"\vportability\x18\x17 \x01(\v2\x17.lumbung.v1.PortabilityR\vportability\x12\x1b\n" +
+	"\tnet_bytes\x18\x12 \x01(\x04R\bnetBytes\"\xab\x02\n" +
 	"\x03Bid\x12\x19\n" +
 	"\boffer_id\x18\x01 \x01(\fR\aofferId\x12\x1b\n" +
 	"\tissued_ms\x18\x02 \x01(\x03R\bissuedMs\x12$\n" +
@@ -3181,7 +3465,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05Cache\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xb5\x03\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xa6\x04\n" +
 	"\x04Task\x12\x18\n" +
 	"\acommand\x18\x01 \x03(\tR\acommand\x12$\n" +
 	"\x03env\x18\x02 \x03(\v2\x12.lumbung.v1.EnvVarR\x03env\x12)\n" +
@@ -3200,18 +3484,24 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x0esealed_secrets\x18\r \x01(\fR\rsealedSecrets\x12'\n" +
 	"\x05ready\x18\v \x01(\v2\x11.lumbung.v1.ReadyR\x05ready\x12 \n" +
 	"\fidle_stop_ms\x18\f \x01(\x03R\n" +
-	"idleStopMs\"L\n" +
+	"idleStopMs\x12.\n" +
+	"\x13checkpoint_every_ms\x18\x0f \x01(\x03R\x11checkpointEveryMs\x12\x18\n" +
+	"\arestore\x18\x10 \x01(\fR\arestore\x12%\n" +
+	"\x0echeckpoint_key\x18\x11 \x01(\fR\rcheckpointKey\"L\n" +
 	"\x05Ready\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
 	"\x04http\x18\x02 \x01(\tR\x04http\x12\x1b\n" +
-	"\twithin_ms\x18\x03 \x01(\x03R\bwithinMs\"\xa7\x01\n" +
+	"\twithin_ms\x18\x03 \x01(\x03R\bwithinMs\"\xe3\x01\n" +
 	"\x06Limits\x12\x19\n" +
 	"\bfetch_ms\x18\x01 \x01(\x03R\afetchMs\x12\x15\n" +
 	"\x06run_ms\x18\x02 \x01(\x03R\x05runMs\x12\x1b\n" +
 	"\tlog_bytes\x18\x03 \x01(\x04R\blogBytes\x12!\n" +
 	"\foutput_bytes\x18\x04 \x01(\x04R\voutputBytes\x12\x12\n" +
 	"\x04pids\x18\x05 \x01(\rR\x04pids\x12\x17\n" +
-	"\asave_ms\x18\x06 \x01(\x03R\x06saveMs\"\xe7\x04\n" +
+	"\asave_ms\x18\x06 \x01(\x03R\x06saveMs\x12\x1d\n" +
+	"\n" +
+	"open_files\x18\b \x01(\rR\topenFiles\x12\x1b\n" +
+	"\tnet_bytes\x18\a \x01(\x04R\bnetBytes\"\x8c\x05\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x19\n" +
 	"\boffer_id\x18\x02 \x01(\fR\aofferId\x12\x15\n" +
@@ -3234,13 +3524,14 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x06budget\x18\x11 \x01(\v2\x12.lumbung.v1.AmountR\x06budget\x12!\n" +
 	"\fheartbeat_ms\x18\x12 \x01(\x03R\vheartbeatMs\x12\x14\n" +
 	"\x05addrs\x18\x13 \x03(\fR\x05addrs\x12\x18\n" +
-	"\aholders\x18\x14 \x03(\tR\aholders\"\x9a\x01\n" +
+	"\aholders\x18\x14 \x03(\tR\aholders\x12#\n" +
+	"\rrestore_bytes\x18\x15 \x01(\x04R\frestoreBytes\"\x9a\x01\n" +
 	"\bDecision\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x13\n" +
 	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\x12\x1a\n" +
 	"\baccepted\x18\x03 \x01(\bR\baccepted\x12*\n" +
 	"\x06reason\x18\x04 \x01(\x0e2\x12.lumbung.v1.ReasonR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\xad\x02\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x92\x03\n" +
 	"\tHeartbeat\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x13\n" +
@@ -3253,13 +3544,20 @@ const file_lumbung_proto_rawDesc = "" +
 	"\alog_seq\x18\b \x01(\x04R\x06logSeq\x12\x18\n" +
 	"\aoutputs\x18\t \x01(\fR\aoutputs\x12!\n" +
 	"\foutput_bytes\x18\n" +
-	" \x01(\x04R\voutputBytes\"\x84\x01\n" +
+	" \x01(\x04R\voutputBytes\x126\n" +
+	"\n" +
+	"checkpoint\x18\v \x01(\v2\x16.lumbung.v1.CheckpointR\n" +
+	"checkpoint\x12+\n" +
+	"\x11checkpoint_failed\x18\f \x01(\tR\x10checkpointFailed\"\xa4\x01\n" +
 	"\aVerdict\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x13\n" +
 	"\x05go_on\x18\x02 \x01(\bR\x04goOn\x12\x16\n" +
 	"\x06cancel\x18\x03 \x01(\fR\x06cancel\x12\x18\n" +
 	"\areceipt\x18\x04 \x01(\fR\areceipt\x12\x17\n" +
-	"\alog_seq\x18\x05 \x01(\x04R\x06logSeq\"^\n" +
+	"\alog_seq\x18\x05 \x01(\x04R\x06logSeq\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x06 \x01(\fR\n" +
+	"checkpoint\"^\n" +
 	"\tLogRecord\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x13\n" +
@@ -3273,7 +3571,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x10\n" +
 	"\x03max\x18\x02 \x01(\x04R\x03max\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x04R\x04seen\x12\x13\n" +
-	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xab\x04\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xf3\x04\n" +
 	"\x06Result\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12-\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x13.lumbung.v1.OutcomeR\aoutcome\x12\x1b\n" +
@@ -3295,7 +3593,10 @@ const file_lumbung_proto_rawDesc = "" +
 	"\bfetch_ms\x18\x0f \x01(\x03R\afetchMs\x12\x1d\n" +
 	"\n" +
 	"prepare_ms\x18\x10 \x01(\x03R\tprepareMs\x12\x17\n" +
-	"\asave_ms\x18\x11 \x01(\x03R\x06saveMs\"\xaf\x01\n" +
+	"\asave_ms\x18\x11 \x01(\x03R\x06saveMs\x12 \n" +
+	"\fnet_up_bytes\x18\x12 \x01(\x04R\n" +
+	"netUpBytes\x12$\n" +
+	"\x0enet_down_bytes\x18\x13 \x01(\x04R\fnetDownBytes\"\xaf\x01\n" +
 	"\aReceipt\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x1b\n" +
 	"\tresult_id\x18\x02 \x01(\fR\bresultId\x12\x13\n" +
@@ -3332,7 +3633,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x02of\x18\x01 \x01(\fR\x02of\"1\n" +
 	"\x04Ping\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x13\n" +
-	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs*\xad\x03\n" +
+	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs*\xc6\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10REASON_GPU_MODEL\x10\x01\x12\x13\n" +
@@ -3355,7 +3656,8 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x11REASON_NO_SANDBOX\x10\x10\x12\x16\n" +
 	"\x12REASON_GPU_DEVICES\x10\x11\x12\x13\n" +
 	"\x0fREASON_GPU_CUDA\x10\x12\x12\x1b\n" +
-	"\x17REASON_GPU_CAPABILITIES\x10\x13*k\n" +
+	"\x17REASON_GPU_CAPABILITIES\x10\x13\x12\x17\n" +
+	"\x13REASON_CPU_FEATURES\x10\x14*k\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_FETCHING\x10\x01\x12\x11\n" +
@@ -3381,7 +3683,7 @@ func file_lumbung_proto_rawDescGZIP() []byte {
 }
 
 var file_lumbung_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_lumbung_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_lumbung_proto_goTypes = []any{
 	(Reason)(0),           // 0: lumbung.v1.Reason
 	(Phase)(0),            // 1: lumbung.v1.Phase
@@ -3389,62 +3691,68 @@ var file_lumbung_proto_goTypes = []any{
 	(*Amount)(nil),        // 3: lumbung.v1.Amount
 	(*GPU)(nil),           // 4: lumbung.v1.GPU
 	(*Capacity)(nil),      // 5: lumbung.v1.Capacity
-	(*CapacityQuery)(nil), // 6: lumbung.v1.CapacityQuery
-	(*Resources)(nil),     // 7: lumbung.v1.Resources
-	(*Image)(nil),         // 8: lumbung.v1.Image
-	(*Offer)(nil),         // 9: lumbung.v1.Offer
-	(*Bid)(nil),           // 10: lumbung.v1.Bid
-	(*Decline)(nil),       // 11: lumbung.v1.Decline
-	(*Answer)(nil),        // 12: lumbung.v1.Answer
-	(*EnvVar)(nil),        // 13: lumbung.v1.EnvVar
-	(*Input)(nil),         // 14: lumbung.v1.Input
-	(*Cache)(nil),         // 15: lumbung.v1.Cache
-	(*Task)(nil),          // 16: lumbung.v1.Task
-	(*Ready)(nil),         // 17: lumbung.v1.Ready
-	(*Limits)(nil),        // 18: lumbung.v1.Limits
-	(*Lease)(nil),         // 19: lumbung.v1.Lease
-	(*Decision)(nil),      // 20: lumbung.v1.Decision
-	(*Heartbeat)(nil),     // 21: lumbung.v1.Heartbeat
-	(*Verdict)(nil),       // 22: lumbung.v1.Verdict
-	(*LogRecord)(nil),     // 23: lumbung.v1.LogRecord
-	(*LogChunk)(nil),      // 24: lumbung.v1.LogChunk
-	(*Exceeded)(nil),      // 25: lumbung.v1.Exceeded
-	(*Result)(nil),        // 26: lumbung.v1.Result
-	(*Receipt)(nil),       // 27: lumbung.v1.Receipt
-	(*Cancel)(nil),        // 28: lumbung.v1.Cancel
-	(*LeaseQuery)(nil),    // 29: lumbung.v1.LeaseQuery
-	(*LeaseStatus)(nil),   // 30: lumbung.v1.LeaseStatus
-	(*ExecRequest)(nil),   // 31: lumbung.v1.ExecRequest
-	(*PortRequest)(nil),   // 32: lumbung.v1.PortRequest
-	(*Ack)(nil),           // 33: lumbung.v1.Ack
-	(*Ping)(nil),          // 34: lumbung.v1.Ping
+	(*Portability)(nil),   // 6: lumbung.v1.Portability
+	(*Checkpoint)(nil),    // 7: lumbung.v1.Checkpoint
+	(*CapacityQuery)(nil), // 8: lumbung.v1.CapacityQuery
+	(*Resources)(nil),     // 9: lumbung.v1.Resources
+	(*Image)(nil),         // 10: lumbung.v1.Image
+	(*Offer)(nil),         // 11: lumbung.v1.Offer
+	(*Bid)(nil),           // 12: lumbung.v1.Bid
+	(*Decline)(nil),       // 13: lumbung.v1.Decline
+	(*Answer)(nil),        // 14: lumbung.v1.Answer
+	(*EnvVar)(nil),        // 15: lumbung.v1.EnvVar
+	(*Input)(nil),         // 16: lumbung.v1.Input
+	(*Cache)(nil),         // 17: lumbung.v1.Cache
+	(*Task)(nil),          // 18: lumbung.v1.Task
+	(*Ready)(nil),         // 19: lumbung.v1.Ready
+	(*Limits)(nil),        // 20: lumbung.v1.Limits
+	(*Lease)(nil),         // 21: lumbung.v1.Lease
+	(*Decision)(nil),      // 22: lumbung.v1.Decision
+	(*Heartbeat)(nil),     // 23: lumbung.v1.Heartbeat
+	(*Verdict)(nil),       // 24: lumbung.v1.Verdict
+	(*LogRecord)(nil),     // 25: lumbung.v1.LogRecord
+	(*LogChunk)(nil),      // 26: lumbung.v1.LogChunk
+	(*Exceeded)(nil),      // 27: lumbung.v1.Exceeded
+	(*Result)(nil),        // 28: lumbung.v1.Result
+	(*Receipt)(nil),       // 29: lumbung.v1.Receipt
+	(*Cancel)(nil),        // 30: lumbung.v1.Cancel
+	(*LeaseQuery)(nil),    // 31: lumbung.v1.LeaseQuery
+	(*LeaseStatus)(nil),   // 32: lumbung.v1.LeaseStatus
+	(*ExecRequest)(nil),   // 33: lumbung.v1.ExecRequest
+	(*PortRequest)(nil),   // 34: lumbung.v1.PortRequest
+	(*Ack)(nil),           // 35: lumbung.v1.Ack
+	(*Ping)(nil),          // 36: lumbung.v1.Ping
 }
 var file_lumbung_proto_depIdxs = []int32{
 	4,  // 0: lumbung.v1.Capacity.gpus:type_name -> lumbung.v1.GPU
-	7,  // 1: lumbung.v1.Offer.resources:type_name -> lumbung.v1.Resources
-	8,  // 2: lumbung.v1.Offer.image:type_name -> lumbung.v1.Image
-	0,  // 3: lumbung.v1.Decline.reason:type_name -> lumbung.v1.Reason
-	13, // 4: lumbung.v1.Task.env:type_name -> lumbung.v1.EnvVar
-	14, // 5: lumbung.v1.Task.inputs:type_name -> lumbung.v1.Input
-	15, // 6: lumbung.v1.Task.caches:type_name -> lumbung.v1.Cache
-	17, // 7: lumbung.v1.Task.ready:type_name -> lumbung.v1.Ready
-	7,  // 8: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
-	8,  // 9: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
-	16, // 10: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
-	18, // 11: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
-	3,  // 12: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
-	0,  // 13: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
-	1,  // 14: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
-	23, // 15: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
-	2,  // 16: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
-	25, // 17: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
-	3,  // 18: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
-	3,  // 19: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	6,  // 1: lumbung.v1.Capacity.portability:type_name -> lumbung.v1.Portability
+	6,  // 2: lumbung.v1.Checkpoint.portability:type_name -> lumbung.v1.Portability
+	9,  // 3: lumbung.v1.Offer.resources:type_name -> lumbung.v1.Resources
+	10, // 4: lumbung.v1.Offer.image:type_name -> lumbung.v1.Image
+	6,  // 5: lumbung.v1.Offer.portability:type_name -> lumbung.v1.Portability
+	0,  // 6: lumbung.v1.Decline.reason:type_name -> lumbung.v1.Reason
+	15, // 7: lumbung.v1.Task.env:type_name -> lumbung.v1.EnvVar
+	16, // 8: lumbung.v1.Task.inputs:type_name -> lumbung.v1.Input
+	17, // 9: lumbung.v1.Task.caches:type_name -> lumbung.v1.Cache
+	19, // 10: lumbung.v1.Task.ready:type_name -> lumbung.v1.Ready
+	9,  // 11: lumbung.v1.Lease.resources:type_name -> lumbung.v1.Resources
+	10, // 12: lumbung.v1.Lease.image:type_name -> lumbung.v1.Image
+	18, // 13: lumbung.v1.Lease.spec:type_name -> lumbung.v1.Task
+	20, // 14: lumbung.v1.Lease.limits:type_name -> lumbung.v1.Limits
+	3,  // 15: lumbung.v1.Lease.budget:type_name -> lumbung.v1.Amount
+	0,  // 16: lumbung.v1.Decision.reason:type_name -> lumbung.v1.Reason
+	1,  // 17: lumbung.v1.Heartbeat.phase:type_name -> lumbung.v1.Phase
+	7,  // 18: lumbung.v1.Heartbeat.checkpoint:type_name -> lumbung.v1.Checkpoint
+	25, // 19: lumbung.v1.LogChunk.records:type_name -> lumbung.v1.LogRecord
+	2,  // 20: lumbung.v1.Result.outcome:type_name -> lumbung.v1.Outcome
+	27, // 21: lumbung.v1.Result.exceeded:type_name -> lumbung.v1.Exceeded
+	3,  // 22: lumbung.v1.Result.charge:type_name -> lumbung.v1.Amount
+	3,  // 23: lumbung.v1.Receipt.charge:type_name -> lumbung.v1.Amount
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_lumbung_proto_init() }
@@ -3458,7 +3766,7 @@ func file_lumbung_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lumbung_proto_rawDesc), len(file_lumbung_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -17,6 +17,7 @@ func (c *Capacity) Validate(now time.Time) error {
 		text("reachability", c.GetReachability(), 16),
 		text("agent", c.GetAgent(), 64),
 		addresses(c.GetAddrs()),
+		c.GetPortability().check(),
 	); err != nil {
 		return err
 	}
@@ -68,8 +69,10 @@ func (o *Offer) Validate(now time.Time) error {
 		spanMs("run limit", o.GetRunLimitMs()),
 		fileBytes("outputs", o.GetOutputBytes()),
 		fileBytes("log", o.GetLogBytes()),
-		netPolicy(o.GetNet()),
+		openFiles(o.GetOpenFiles()),
+		netPolicy(o.GetNet(), o.GetNetBytes()),
 		addresses(o.GetAddrs()),
+		o.GetPortability().check(),
 	); err != nil {
 		return err
 	}
@@ -138,7 +141,7 @@ func (l *Lease) Validate(now time.Time) error {
 		image(l.GetImage()),
 		l.GetSpec().check(),
 		l.GetLimits().check(),
-		netPolicy(l.GetNet()),
+		netPolicy(l.GetNet(), l.GetLimits().GetNetBytes()),
 		asset(l.GetAsset()),
 		amount("budget", l.GetBudget()),
 		addresses(l.GetAddrs()),
@@ -147,6 +150,9 @@ func (l *Lease) Validate(now time.Time) error {
 	}
 	if len(l.GetSpec().GetOutputs()) > 0 && l.GetLimits().GetOutputBytes() == 0 {
 		return bad("outputs without a limit")
+	}
+	if (len(l.GetSpec().GetRestore()) > 0) != (l.GetRestoreBytes() > 0) || l.GetRestoreBytes() > maxCheckpoint {
+		return bad("a checkpoint of %d bytes to go on from", l.GetRestoreBytes())
 	}
 	if l.GetBudget().GetAsset() != l.GetAsset() {
 		return bad("the budget is in %.20q, the price in %.20q", l.GetBudget().GetAsset(), l.GetAsset())
@@ -194,7 +200,7 @@ func (t *Task) check() error {
 			return err
 		}
 	}
-	return first(t.checkCaches(), t.checkPrivate(), t.checkSecrets(), t.GetReady().check(), t.checkIdle(), text("workdir", t.GetWorkdir(), maxPath))
+	return first(t.checkCaches(), t.checkPrivate(), t.checkSecrets(), t.checkCheckpoint(), t.GetReady().check(), t.checkIdle(), text("workdir", t.GetWorkdir(), maxPath))
 }
 
 func (t *Task) checkCaches() error {
@@ -250,7 +256,21 @@ func (l *Limits) check() error {
 	return first(
 		spanMs("fetch limit", l.GetFetchMs()), spanMs("run limit", l.GetRunMs()),
 		fileBytes("outputs", l.GetOutputBytes()), fileBytes("log", l.GetLogBytes()),
+		openFiles(l.GetOpenFiles()),
 	)
+}
+
+// Open files of one process: fewer than the least start no program.
+const (
+	MinOpenFiles = 16
+	MaxOpenFiles = 1 << 20
+)
+
+func openFiles(n uint32) error {
+	if n != 0 && (n < MinOpenFiles || n > MaxOpenFiles) {
+		return bad("%d open files, want %d to %d", n, MinOpenFiles, MaxOpenFiles)
+	}
+	return nil
 }
 
 // Validate implements Message.
@@ -268,13 +288,21 @@ func (h *Heartbeat) Validate(now time.Time) error {
 			return err
 		}
 	}
-	return first(digest("lease id", h.GetLeaseId()), issued(h.GetAtMs(), now), spanMs("usage", h.GetUsageMs()))
+	return first(
+		digest("lease id", h.GetLeaseId()), issued(h.GetAtMs(), now), spanMs("usage", h.GetUsageMs()),
+		h.GetCheckpoint().check(now), text("why there is no checkpoint", h.GetCheckpointFailed(), maxDetail),
+	)
 }
 
 // Validate implements Message.
 func (v *Verdict) Validate(time.Time) error {
 	if len(v.GetCancel())+len(v.GetReceipt()) > MaxSmall {
 		return bad("the verdict's envelopes are over %d bytes", MaxSmall)
+	}
+	if len(v.GetCheckpoint()) > 0 {
+		if err := contentID("checkpoint", v.GetCheckpoint()); err != nil {
+			return err
+		}
 	}
 	return digest("lease id", v.GetLeaseId())
 }
@@ -318,6 +346,7 @@ func (r *Result) Validate(now time.Time) error {
 		amount("charge", r.GetCharge()),
 		text("reason", r.GetReason(), maxDetail),
 		needed("exit source", r.GetExitSource(), 32),
+		fileBytes("bytes sent", r.GetNetUpBytes()), fileBytes("bytes received", r.GetNetDownBytes()),
 	)
 }
 

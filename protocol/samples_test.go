@@ -50,6 +50,7 @@ func sampleCapacity() *Capacity {
 		Gpus:      []*GPU{{Model: "rtx4090", Count: 2, Free: 1, VramBytes: 24 * GB, Driver: "570.1", Cuda: "12.8", Fake: true, PricePerHour: 400, Compute: "8.9"}},
 		CpuMillis: 8000, CpuMillisFree: 6000, MemoryBytes: 32 << 30, MemoryBytesFree: 16 << 30, DiskBytes: 100 << 30, DiskBytesFree: 50 << 30,
 		Asset: "test", CpuPricePerHour: 10, Region: "eu", Reachability: "public", Agent: "lumbung/0.1", Addrs: [][]byte{sampleAddr()},
+		Portability: samplePortability(),
 	}
 }
 
@@ -57,8 +58,17 @@ func sampleOffer() *Offer {
 	return &Offer{
 		Nonce: fill(1, 16), IssuedMs: at(0), BidsUntilMs: at(2 * time.Second), ExpiresMs: at(time.Minute), Classes: []string{"gpu/nvidia/rtx4090"},
 		Resources: sampleResources(), Image: sampleImage(), InputBytes: 99, Tasks: 12, Asset: "test", MaxPricePerHour: 500,
-		FetchLimitMs: 60_000, RunLimitMs: 3_600_000, Net: "none", Addrs: [][]byte{sampleAddr()}, OutputBytes: 1 << 30, LogBytes: 1 << 20,
+		FetchLimitMs: 60_000, RunLimitMs: 3_600_000, Net: "outbound", NetBytes: 10 << 30, Addrs: [][]byte{sampleAddr()}, OutputBytes: 1 << 30, LogBytes: 1 << 20, OpenFiles: 4096,
+		Portability: samplePortability(),
 	}
+}
+
+func samplePortability() *Portability {
+	return &Portability{Engine: "gvisor-1-amd64-64-root", Cpu: fill(0x5a, 30)}
+}
+
+func sampleCheckpoint() *Checkpoint {
+	return &Checkpoint{Root: sampleCID(), Bytes: 1 << 20, AtMs: at(-time.Second), Portability: samplePortability(), Last: true}
 }
 
 func sampleBid() *Bid {
@@ -78,10 +88,11 @@ func sampleLease() *Lease {
 			Caches: []*Cache{{Key: "weights", To: "/cache", Size: 1 << 30}}, Streams: []uint32{0}, Private: true, SealedKey: fill(9, 200),
 			SealedSecrets: fill(10, 300),
 			Ready:         &Ready{Port: 8080, Http: "/health?deep=1", WithinMs: 300_000}, IdleStopMs: 600_000,
+			CheckpointEveryMs: 600_000, Restore: sampleCID(), CheckpointKey: fill(10, 200),
 		},
-		Limits: &Limits{FetchMs: 60_000, RunMs: 3_600_000, LogBytes: 1 << 20, OutputBytes: 1 << 30, Pids: 1024, SaveMs: 60_000},
-		Net:    "none", Asset: "test", PricePerHour: 450, Budget: &Amount{Asset: "test", Hi: 1, Lo: 2}, HeartbeatMs: 1000,
-		Addrs: [][]byte{sampleAddr()}, Holders: []string{samplePeer},
+		Limits: &Limits{FetchMs: 60_000, RunMs: 3_600_000, LogBytes: 1 << 20, OutputBytes: 1 << 30, Pids: 1024, SaveMs: 60_000, OpenFiles: 4096, NetBytes: 10 << 30},
+		Net:    "outbound", Asset: "test", PricePerHour: 450, Budget: &Amount{Asset: "test", Hi: 1, Lo: 2}, HeartbeatMs: 1000,
+		Addrs: [][]byte{sampleAddr()}, Holders: []string{samplePeer}, RestoreBytes: 12345,
 	}
 }
 
@@ -91,6 +102,7 @@ func sampleResult() *Result {
 		Exceeded: &Exceeded{Limit: "memory", Max: 10, Seen: 11, AtMs: at(-time.Second)}, Outputs: sampleCID(), OutputBytes: 77,
 		StartedMs: at(-time.Minute), EndedMs: at(-time.Second), UsageMs: 59_000, LogSeq: 9, Charge: &Amount{Asset: "test", Lo: 7}, ProviderFault: true,
 		FetchMs: 400, PrepareMs: 30, SaveMs: 20,
+		NetUpBytes: 1000, NetDownBytes: 2000,
 	}
 }
 
@@ -105,8 +117,8 @@ func samples() []Message {
 		&Answer{Bid: fill(6, 100)},
 		sampleLease(),
 		&Decision{LeaseId: fill(5, 32), AtMs: at(0), Accepted: true, Reason: Reason_REASON_BUSY, Detail: "words"},
-		&Heartbeat{LeaseId: fill(5, 32), Seq: 3, AtMs: at(0), Phase: Phase_PHASE_RUNNING, UsageMs: 1500, FetchedBytes: 5, FetchBytes: 6, LogSeq: 4, Outputs: sampleCID(), OutputBytes: 9},
-		&Verdict{LeaseId: fill(5, 32), GoOn: true, Cancel: fill(7, 10), Receipt: fill(8, 10), LogSeq: 4},
+		&Heartbeat{LeaseId: fill(5, 32), Seq: 3, AtMs: at(0), Phase: Phase_PHASE_RUNNING, UsageMs: 1500, FetchedBytes: 5, FetchBytes: 6, LogSeq: 4, Outputs: sampleCID(), OutputBytes: 9, Checkpoint: sampleCheckpoint(), CheckpointFailed: "no room"},
+		&Verdict{LeaseId: fill(5, 32), GoOn: true, Cancel: fill(7, 10), Receipt: fill(8, 10), LogSeq: 4, Checkpoint: sampleCID()},
 		&LogChunk{LeaseId: fill(5, 32), FirstSeq: 4, Records: []*LogRecord{{Seq: 4, Stream: 1, AtMs: at(0), Data: []byte("out\n")}, {Seq: 5, Stream: 2, AtMs: at(0), Data: []byte("err\n")}}},
 		sampleResult(),
 		&Receipt{LeaseId: fill(5, 32), ResultId: fill(9, 32), AtMs: at(0), UsageMs: 59_000, Charge: &Amount{Asset: "test", Lo: 7}, End: "failed"},

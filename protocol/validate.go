@@ -172,11 +172,14 @@ func fileBytes(name string, n uint64) error {
 	return nil
 }
 
-func netPolicy(s string) error {
+func netPolicy(s string, limit uint64) error {
 	if s != "none" && s != "outbound" {
 		return bad("network policy %.20q is neither none nor outbound", s)
 	}
-	return nil
+	if (limit > 0) != (s == "outbound") {
+		return bad("network %s with a limit of %d bytes", s, limit)
+	}
+	return fileBytes("network", limit)
 }
 
 func resources(r *Resources) error {

@@ -56,6 +56,7 @@ var argsOf = map[string]struct {
 	"provider pause":   {"", nil, `provider pause takes no arguments, but got "x"`},
 	"provider resume":  {"", nil, `provider resume takes no arguments, but got "x"`},
 	"provider drain":   {"", nil, `provider drain takes no arguments, but got "x"`},
+	"drain":            {"", nil, `drain takes no arguments, but got "x"`},
 	"provider price":   {"", nil, `provider price takes no arguments, but got "x"`},
 	"wallet":           {"", nil, `wallet takes no arguments, but got "x"`},
 	"ledger statement": {"", nil, `ledger statement takes no arguments, but got "x"`},

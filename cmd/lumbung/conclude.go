@@ -102,8 +102,12 @@ func taskRemedy(id string, t *client.Task) string {
 			return "a longer --fetch-timeout (limits.fetch in a job file), or --on a provider with a better link"
 		case job.LimitReady:
 			return "lumbung logs " + id + " shows what it did; a longer --ready-within (ready.within in a job file) if it needs more time"
+		case sandbox.LimitPids:
+			return "a larger limits.pids in a job file"
 		case sandbox.LimitOutput:
 			return "a larger limits.output in a job file"
+		case sandbox.LimitNet:
+			return "a larger limits.net in a job file"
 		case "budget":
 			return "a larger --budget (pay.budget in a job file)"
 		}

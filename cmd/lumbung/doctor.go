@@ -50,7 +50,7 @@ func (a *app) doctorCmd() *cobra.Command {
 			return e.exit()
 		})(cmd, args)
 	}
-	nodeFlags(cmd, "role", "network", "listen", "fake-gpu", "runsc")
+	nodeFlags(cmd, "role", "network", "listen", "fake-gpu", "runtime", "runsc")
 	return a.withOutput(cmd)
 }
 
@@ -264,7 +264,7 @@ func sealed(ctx context.Context, cfg node.Config, cards []gpu.GPU) []gpu.GPU {
 
 func sandboxOptions(cfg node.Config) sandbox.Options {
 	return sandbox.Options{
-		Dir: filepath.Join(cfg.Home, "sandbox"), RunscPath: cfg.Runsc, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Dir: filepath.Join(cfg.Home, "sandbox"), RunscPath: cfg.Runsc, OCI: cfg.OCI(), Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -277,10 +277,12 @@ func checkSandbox(ctx context.Context, cfg node.Config) []client.Finding {
 	for _, s := range found {
 		f := client.Finding{Level: levelOK, What: "sandbox " + s.Name, Detail: s.How, Remedy: s.Remedy}
 		switch {
+		case s.OK && s.Weaker:
+			f.Level = levelWarn
 		case s.OK:
 			f.Remedy = ""
 		case s.Name == sandbox.LimitCPU:
-			f.Level = levelWarn // held, but coarsely
+			f.Level = levelWarn // held, but coarsely, and not sold
 		default:
 			f.Level = levelFail
 		}

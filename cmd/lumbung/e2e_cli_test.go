@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -65,6 +66,31 @@ func TestE2ERunExitCodes(t *testing.T) {
 				t.Errorf("remedy %q of exit %d", v.Remedy, c.code)
 			}
 		})
+	}
+}
+
+// TestE2ELimitIsNamed has a job killed for its memory: run, inspect and logs say
+// which limit it was, with its figure and the time.
+func TestE2ELimitIsNamed(t *testing.T) {
+	w := sharedNet.get(t)
+	r := w.renter.cli(t, t.TempDir(), "", "run", "-y", "-o", "json", "--memory", "64MiB", "--disk", "256MB", "oci:"+e2e.image, "/job", "eat")
+	v := decode[verdictOf](t, r.out)
+	if r.code != 137 || v.Code != 137 || v.ExitSource != "job" || !strings.Contains(v.Remedy, "--memory") {
+		t.Errorf("%v", r)
+	}
+	sentence := regexp.MustCompile(`memory limit 64 MiB exceeded at \d\d:\d\d:\d\d UTC`)
+	said := map[string]string{"run": r.err}
+	for _, command := range []string{"inspect", "logs"} {
+		r := w.renter.cli(t, t.TempDir(), "", command, v.Job)
+		if r.code != 0 {
+			t.Errorf("%s: %v", command, r)
+		}
+		said[command] = r.out + r.err
+	}
+	for command, text := range said {
+		if !sentence.MatchString(text) {
+			t.Errorf("%s does not say it:\n%s", command, text)
+		}
 	}
 }
 

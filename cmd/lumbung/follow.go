@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lumbung-net/lumbung/job"
@@ -358,7 +359,7 @@ func taskLine(t job.TaskRecord, known bool) string {
 		return line + ", " + moneyText(t.Charge)
 	}
 	line := fmt.Sprintf("%-9s exit %d", t.State, t.ExitCode)
-	if t.Exceeded != nil {
+	if t.Exceeded != nil && !strings.Contains(t.Reason, t.Exceeded.Limit+" limit") {
 		line += ", " + t.Exceeded.Limit + " limit exceeded"
 	}
 	if t.Reason != "" && t.Reason != plainReason(t.ExitCode) {

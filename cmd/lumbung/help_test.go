@@ -13,13 +13,13 @@ var contract = map[string][]string{
 	"up":   {"-d", "--role", "--public", "--bootstrap", "--network", "--listen", "--fake-gpu", "--cpus", "--memory", "--price-cpu", "--price-gpu", "--ipfs", "--home"},
 	"down": nil, "status": {"-o"}, "doctor": {"--role"}, "netcheck": {"-o"}, "ping": {"-o"}, "id": {"-o"},
 	"devnet": {"--providers", "--fake-gpu", "--seed"},
-	"run":    {"--gpus", "--cpus", "--memory", "-e", "--secret", "--in", "--out", "-p", "--ready-http", "--ready-port", "--ready-within", "--idle-stop", "--stream", "--cache", "--array", "--parallel", "--retries", "--timeout", "--max-hourly", "--budget", "--on", "--name", "--workdir", "--network", "-d", "-y", "--dry-run", "-o"},
+	"run":    {"--gpus", "--cpus", "--memory", "-e", "--secret", "--in", "--out", "-p", "--ready-http", "--ready-port", "--ready-within", "--idle-stop", "--stream", "--cache", "--array", "--parallel", "--retries", "--timeout", "--max-hourly", "--budget", "--on", "--name", "--workdir", "--network", "--checkpoint-every", "-d", "-y", "--dry-run", "-o"},
 	"submit": {"-o"}, "quote": {"--gpus", "--max-hourly", "-o"}, "ps": {"-a", "-o"}, "inspect": {"-o"},
 	"logs": {"-f", "--since", "--task"}, "events": {"-f", "-o"}, "wait": {"-o"}, "stop": {"-o"}, "get": {"-o"},
 	"port": {"--task"}, "exec": {"-i", "-t", "--task"}, "offers": {"-o"},
 	"image load": {"-o"}, "image from": {"-o", "--name"}, "image ls": {"-o"}, "image rm": nil,
 	"add": {"-o", "-q"}, "cat": nil, "ls": {"-o"}, "pin": {"-o", "--rm", "--from"}, "pin ls": {"-o"}, "dag export": {"-o"}, "dag import": {"-o"}, "gc": {"-o", "--check"},
-	"provider pause": {"-o"}, "provider resume": {"-o"}, "provider drain": {"-o"}, "provider caches": {"-o", "--drop"}, "provider price": {"-o"},
+	"provider pause": {"-o"}, "provider resume": {"-o"}, "provider drain": {"-o"}, "drain": {"-o"}, "provider caches": {"-o", "--drop"}, "provider price": {"-o"},
 	"wallet": {"-o"}, "ledger statement": {"-o"}, "completion": nil, "version": nil,
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lumbung-net/lumbung/job"
 	"github.com/lumbung-net/lumbung/node/client"
 )
 
@@ -51,6 +52,12 @@ func (a *app) inspect(w io.Writer, d client.JobDetail) {
 	}
 	if j.Spec.IdleStop > 0 {
 		row(w, "ends", "when nobody has been connected to its ports for "+spanText(j.Spec.IdleStop))
+	}
+	if every := j.Spec.Checkpoint.Every; every > 0 {
+		row(w, "checkpoint", "every "+spanText(every)+newestCheckpoint(d.Tasks))
+	}
+	if j.Spec.Network == job.NetworkOutbound {
+		row(w, "network", networkText(d))
 	}
 	row(w, "created", j.Created.Local().Format(time.DateTime)+" ("+ageText(j.Created, a.now())+")")
 	if j.Over() {
@@ -104,6 +111,36 @@ func spanOrDash(d time.Duration) string {
 		return "-"
 	}
 	return spanText(d)
+}
+
+// newestCheckpoint says when the newest checkpoint that is here was made, and how
+// often a task has gone on from one.
+func newestCheckpoint(tasks []client.Task) string {
+	var newest time.Time
+	moves := 0
+	for _, t := range tasks {
+		moves += t.Moves
+		if len(t.Checkpoints) > 0 && t.Checkpoints[0].At.After(newest) {
+			newest = t.Checkpoints[0].At
+		}
+	}
+	text := ""
+	if !newest.IsZero() {
+		text += ", the newest of " + newest.Local().Format(time.TimeOnly)
+	}
+	if moves > 0 {
+		text += ", moved " + plural(moves, "time")
+	}
+	return text
+}
+
+// networkText says what the tasks sent and got, and how much each may.
+func networkText(d client.JobDetail) string {
+	var up, down uint64
+	for _, t := range d.Tasks {
+		up, down = up+t.NetUp, down+t.NetDown
+	}
+	return fmt.Sprintf("outbound, %s sent and %s received by tasks that are over; at most %s a task", sizeText(up), sizeText(down), sizeText(d.Job.Spec.Limits.Net))
 }
 
 func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

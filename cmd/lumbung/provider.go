@@ -43,7 +43,7 @@ func (a *app) drainCmd() *cobra.Command {
 	var nowait bool
 	cmd := &cobra.Command{
 		Use:   "drain",
-		Short: "Take no new work, withdraw from the network and wait for what runs",
+		Short: "Take no new work, move jobs with checkpoints elsewhere and wait for the rest",
 		Args:  takes(),
 		RunE: a.call(func(ctx context.Context, c *client.Client, _ []string) error {
 			last, err := c.LastEvent(ctx)

@@ -26,13 +26,14 @@ var reasonWords = map[protocol.Reason]string{
 	protocol.Reason_REASON_NETWORK_POLICY:   "allow no network inside",
 	protocol.Reason_REASON_PLATFORM:         "cannot run the image's platform",
 	protocol.Reason_REASON_ASSET:            "take another currency",
-	protocol.Reason_REASON_LIMITS:           "do not allow such limits",
+	protocol.Reason_REASON_LIMITS:           "cannot hold such limits",
 	protocol.Reason_REASON_EXPIRED:          "answered too late",
 	protocol.Reason_REASON_UNKNOWN_BID:      "no longer knew their bid",
 	protocol.Reason_REASON_NO_SANDBOX:       "cannot run containers",
 	protocol.Reason_REASON_GPU_DEVICES:      "cannot give their GPU to a container",
 	protocol.Reason_REASON_GPU_CUDA:         "too old a GPU driver",
 	protocol.Reason_REASON_GPU_CAPABILITIES: "do not give that part of the GPU's driver",
+	protocol.Reason_REASON_CPU_FEATURES:     "cannot go on from its checkpoints (another processor or gVisor)",
 }
 
 // reasonText turns the name of a protocol.Reason into words.
@@ -102,7 +103,7 @@ func (u unplaced) remedy() string {
 	case protocol.Reason_REASON_BUSY, protocol.Reason_REASON_PAUSED, protocol.Reason_REASON_EXPIRED, protocol.Reason_REASON_UNKNOWN_BID:
 		return "the same again in a while; `lumbung offers` shows who is free"
 	case protocol.Reason_REASON_NETWORK_POLICY:
-		return "--network none: no provider gives a container a network yet"
+		return "--network none: no provider that heard it lets containers reach the internet"
 	}
 	return "ask for less; `lumbung offers` shows what there is"
 }

@@ -41,7 +41,7 @@ func (a *app) root() *cobra.Command {
 	add(groupJob, a.runCmd(), a.submitCmd(), a.quoteCmd(), a.psCmd(), a.inspectCmd(), a.logsCmd(), a.eventsCmd(),
 		a.waitCmd(), a.stopCmd(), a.getCmd(), a.execCmd(), a.portCmd(), a.offersCmd())
 	add(groupContent, a.imageCmd(), a.addCmd(), a.catCmd(), a.lsCmd(), a.pinCmd(), a.dagCmd(), a.gcCmd())
-	add(groupMoney, a.providerCmd(), a.walletCmd(), a.ledgerCmd())
+	add(groupMoney, a.providerCmd(), a.drainCmd(), a.walletCmd(), a.ledgerCmd())
 	root.AddCommand(a.completionCmd(root), a.versionCmd(), a.demoCmd())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		if a.format == "" && cmd.Flags().Lookup("output") != nil {

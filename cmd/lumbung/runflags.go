@@ -33,6 +33,7 @@ type runFlags struct {
 	readyHTTP                      string
 	readyPort                      uint16
 	readyWithin, idleStop          time.Duration
+	checkpoint                     time.Duration
 }
 
 func (f *runFlags) add(fs *pflag.FlagSet) {
@@ -64,14 +65,16 @@ func (f *runFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.on, "on", "", "run on this `peer` alone")
 	fs.StringVar(&f.workdir, "workdir", "", "`folder` inside to start in")
 	fs.BoolVar(&f.private, "private", false, "encrypt inputs and outputs, for the provider that gets the job alone")
-	fs.StringVar(&f.network, "network", "", "`reach` of a task: none, or outbound, which no provider gives yet (default none)")
+	fs.DurationVar(&f.checkpoint, "checkpoint-every", 0, "`time` between savings of a task's state, so that another provider can go on from there (default never)")
+	fs.StringVar(&f.network, "network", "", "`reach` of a task: none, or outbound, the public internet, where the provider allows it (default none)")
 }
 
 // spec is the job that the flags and arguments describe.
 func (f *runFlags) spec(fs *pflag.FlagSet, args []string) (job.Spec, error) {
 	s := job.Spec{
 		Name: f.name, Image: args[0], Command: args[1:], Workdir: f.workdir, Network: f.network, On: f.on, Private: f.private,
-		Limits: job.LimitSpec{Run: f.timeout, Fetch: f.fetchTimeout},
+		Checkpoint: job.CheckpointSpec{Every: f.checkpoint},
+		Limits:     job.LimitSpec{Run: f.timeout, Fetch: f.fetchTimeout},
 	}
 	var err error
 	parse := func(flag, text string, fn func() error) {

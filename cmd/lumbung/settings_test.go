@@ -114,7 +114,7 @@ func TestEverySettingIsSettable(t *testing.T) {
 	good := map[string]string{
 		"role": "renter", "network": "testx", "bootstrap": addrA, "listen": "/ip4/127.0.0.1/tcp/0", "public": "/ip4/1.2.3.4/tcp/1",
 		"api": "127.0.0.1:1", "region": "x", "cpus": "1.5", "memory": "1GB", "disk": "1GB", "fake-gpu": "rtx4090", "price-cpu": "1",
-		"price-gpu": "1", "store-max": "1GB", "upload-rate": "20MB", "whole-images": "true", "ipfs": "true", "cache-size": "1GB", "heartbeat": "1s", "bid-window": "1s", "runsc": "/x", "debug": "true",
+		"price-gpu": "1", "store-max": "1GB", "upload-rate": "20MB", "runtime": "runc", "allow-net": "true", "whole-images": "true", "allow-unheld": "true", "ipfs": "true", "cache-size": "1GB", "heartbeat": "1s", "bid-window": "1s", "runsc": "/x", "debug": "true",
 	}
 	for _, s := range settings() {
 		v, ok := good[s.name]

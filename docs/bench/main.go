@@ -38,7 +38,7 @@ var groups = []group{
 	{"./p2p/content", "^BenchmarkGet$", "200ms", ""},
 	{"./p2p", "^Benchmark", "500ms", ""},
 	{"./node/store", "^Benchmark", "500ms", ""},
-	{"./job/sandbox", "^Benchmark", "5x", "payload"},
+	{"./job/sandbox", "^Benchmark", "1x", "payload"},
 	{"./cmd/lumbung", "^Benchmark", "1x", "payload e2e"},
 }
 

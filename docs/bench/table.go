@@ -88,7 +88,7 @@ func (v value) met() bool {
 
 // ways are the first parts of the names of figures that belong together: of one
 // way to do the same.
-var ways = []string{"ours", "bare", "raw", "tls", "disk", "bitswap", "tar", "sha256sum", "whole", "lazy"}
+var ways = []string{"ours", "bare", "raw", "tls", "disk", "bitswap", "tar", "sha256sum", "whole", "lazy", "runsc", "runc", "host"}
 
 // text puts together what has no bound: way by way, then the rest.
 func (r row) text() string {

@@ -8,10 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +35,14 @@ type cgroup struct {
 // own processes: the sentry, the gofer, runsc and the shim.
 const hostOverhead = 192 << 20
 
+// netOverhead is what it adds for the process that is a container's network: its
+// buffers are bounded, and it keeps to that by itself.
+const netOverhead = 256 << 20
+
 const cpuPeriod = 100_000 // microseconds
+
+// pidsMost is the most that the kernel takes for a limit of threads.
+const pidsMost = 1 << 22
 
 // cgroupName is unique on the machine, also between two nodes on it.
 func cgroupName(dir string) string {
@@ -96,8 +108,25 @@ func ownGroup(mount string, own []byte, controller string) string {
 	return mount
 }
 
+// room is what a group gets beyond what the job was promised, for what of the
+// sandbox itself is in it.
+type room struct {
+	memory uint64 // bytes
+	pids   int    // threads
+}
+
+// sentryRoom: the shim is in the group too, and of the host's threads a program
+// inside takes several.
+func sentryRoom(s Spec) room {
+	over := room{hostOverhead, min(3*s.Pids+2048, pidsMost-s.Pids)}
+	if s.Outbound {
+		over.memory += netOverhead
+	}
+	return over
+}
+
 // makeCgroup makes the groups that can be made. An error says why none could.
-func makeCgroup(name string, s Spec) (*cgroup, error) {
+func makeCgroup(name string, s Spec, over room) (*cgroup, error) {
 	parents, v2, err := cgroupParents()
 	if err != nil {
 		return nil, err
@@ -115,7 +144,7 @@ func makeCgroup(name string, s Spec) (*cgroup, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if err := g.limit(controller, dir, s); err != nil {
+		if err := g.limit(controller, dir, s, over); err != nil {
 			errs = append(errs, err)
 			_ = os.Remove(dir)
 			continue
@@ -148,12 +177,12 @@ func unifiedDir(root, name string) (string, error) {
 	return dir, nil
 }
 
-func (g *cgroup) limit(controller, dir string, s Spec) error {
-	memory := strconv.FormatUint(s.MemoryBytes+hostOverhead, 10)
+func (g *cgroup) limit(controller, dir string, s Spec, over room) error {
+	memory := strconv.FormatUint(s.MemoryBytes+over.memory, 10)
 	quota := strconv.Itoa(max(s.CPUMillis*cpuPeriod/1000, 1000))
 	switch {
-	case controller == "pids": // of the host: a program inside takes several threads
-		return put(dir, "pids.max", strconv.Itoa(4*s.Pids+2048))
+	case controller == "pids":
+		return put(dir, "pids.max", strconv.Itoa(s.Pids+over.pids))
 	case controller == "memory" && g.v2:
 		_ = put(dir, "memory.swap.max", "0") // absent without swap
 		return put(dir, "memory.max", memory)
@@ -186,9 +215,45 @@ func (g *cgroup) join() error {
 	return nil
 }
 
+// holds reports whether the kernel holds the limit of a controller.
+func (g *cgroup) holds(controller string) bool { return g != nil && g.dirs[controller] != "" }
+
+// start starts a command in the groups, on a thread of its own that before may
+// change: it is used for nothing else.
+func (g *cgroup) start(cmd *exec.Cmd, before func()) error {
+	var threads []string
+	if g != nil && g.v2 {
+		group, err := os.Open(g.dirs["pids"])
+		if err != nil {
+			return err
+		}
+		defer func() { _ = group.Close() }()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	} else if g != nil {
+		threads = slices.Collect(maps.Values(g.dirs))
+	}
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never free: it is another thread from here on
+		before()
+		for _, dir := range threads {
+			if err := put(dir, "tasks", "0"); err != nil { // this thread alone
+				failed <- err
+				return
+			}
+		}
+		err := cmd.Start()
+		for _, dir := range threads { // a process's first thread does not end with this
+			_ = put(filepath.Dir(dir), "tasks", "0")
+		}
+		failed <- err
+	}()
+	return <-failed
+}
+
 // oomKills counts the processes the kernel killed for want of memory.
 func (g *cgroup) oomKills() uint64 {
-	if g == nil || g.dirs["memory"] == "" {
+	if !g.holds("memory") {
 		return 0
 	}
 	name := "memory.oom_control"
@@ -208,6 +273,27 @@ func (g *cgroup) oomKills() uint64 {
 	return 0
 }
 
+// memory is what programs hold in the group, in bytes, without what the kernel
+// can drop at will; false where there is no such group.
+func (g *cgroup) memory() (uint64, bool) {
+	if g == nil || g.dirs["memory"] == "" {
+		return 0, false
+	}
+	data, err := readBounded(filepath.Join(g.dirs["memory"], "memory.stat"), 1<<16)
+	if err != nil {
+		return 0, false
+	}
+	var sum uint64
+	for line := range strings.Lines(string(data)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name == "anon" || name == "rss" || name == "shmem" {
+			n, _ := strconv.ParseUint(value, 10, 63)
+			sum += n
+		}
+	}
+	return sum, true
+}
+
 // removeCgroup removes the groups of that name; killed processes take a moment
 // to leave them.
 func removeCgroup(ctx context.Context, name string) error {
@@ -215,11 +301,14 @@ func removeCgroup(ctx context.Context, name string) error {
 	if err != nil {
 		return nil //nolint:nilerr // no cgroups, nothing to remove
 	}
+	dirs := allGroups(name)
 	for _, parent := range parents {
-		dir := filepath.Join(parent, name)
 		if v2 {
-			dir = filepath.Join(parent, "lumbung", name)
+			parent = filepath.Join(parent, "lumbung")
 		}
+		dirs = append(dirs, filepath.Join(parent, name))
+	}
+	for _, dir := range dirs {
 		for {
 			err := unix.Rmdir(dir)
 			if err == nil || errors.Is(err, unix.ENOENT) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 const probeArg = "probe"
 
 // probeMain runs in the namespaces a shim would have: it mounts an overlay.
-func probeMain() int {
+func probeMain(writable bool) int {
 	base, err := os.MkdirTemp("", "lumbung-probe-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -35,7 +36,11 @@ func probeMain() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if err := unix.Unmount(filepath.Join(base, dirRoot), unix.MNT_DETACH); err != nil {
+	err = unix.Unmount(filepath.Join(base, dirRoot), unix.MNT_DETACH)
+	if err == nil && writable {
+		err = probeOCI(base)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -45,7 +50,33 @@ func probeMain() int {
 // Check says, for `lumbung doctor`, whether containers can run here and which
 // limit holds by which means. Nothing is left changed.
 func (r *Runtime) Check(ctx context.Context) []Finding {
-	found := []Finding{r.checkRuntime(ctx), r.checkNamespaces(ctx), r.checkContainer(ctx)}
+	namespaces, disk := r.checkNamespaces(ctx)
+	found := []Finding{r.checkRuntime(ctx), namespaces, r.checkContainer(ctx, false)}
+	if r.oci == "" { // which alone can give a network
+		found = append(found, r.checkContainer(ctx, true))
+	}
+	return append(found, r.limitFindings(disk)...)
+}
+
+// Unheld are the limits that this machine cannot hold, with why and a remedy.
+func (r *Runtime) Unheld() []Finding {
+	return slices.DeleteFunc(r.limitFindings(""), func(f Finding) bool { return f.OK })
+}
+
+// OpenFiles is the most files that a process inside can be given: the sandbox
+// opens each of the host's for it, and needs some itself.
+func (r *Runtime) OpenFiles() int {
+	const own = 256
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil || have.Max > maxOpenFiles+own {
+		return maxOpenFiles
+	}
+	return max(int(have.Max)-own, 16) //nolint:gosec // small
+}
+
+// limitFindings says which limit holds by which means; disk is what the probe of an
+// OCI runtime's writable layer said.
+func (r *Runtime) limitFindings(disk string) []Finding {
 	held := map[string]bool{}
 	why := "run as an ordinary user"
 	if !r.user {
@@ -58,20 +89,35 @@ func (r *Runtime) Check(ctx context.Context) []Finding {
 	} else {
 		memory.How += "; no cgroup behind it (" + why + ")"
 	}
-	if !held["cpu"] {
+	switch {
+	case held["cpu"]:
+	case r.oci != "":
 		cpu = Finding{
-			Name: LimitCPU, OK: false, How: "CPU affinity: whole CPUs only, shared by the jobs that land on the same ones (" + why + ")",
-			Remedy: "run the provider as root on a machine with writable cgroups for a share by quota",
+			Name: LimitCPU, OK: false, How: "CPU affinity, which a program can undo: whole CPUs, shared by the jobs that land on the same ones (" + why + ", and only gVisor pauses a job)",
+			Remedy: "run the provider as root on a machine with writable cgroups, or leave --runtime out; until then only offers that take every CPU are bid for, unless --allow-unheld",
+		}
+	case treeListed():
+		cpu.How = "the supervisor measures and pauses the job, to about a tenth over a few seconds; no cgroup quota (" + why + ")"
+	default:
+		cpu = Finding{
+			Name: LimitCPU, OK: false, How: "CPU affinity: whole CPUs only, shared by the jobs that land on the same ones (" + why + ", and " + errNoChildren.Error() + ")",
+			Remedy: "run the provider as root on a machine with writable cgroups for a share by quota; until then only offers that take every CPU are bid for, unless --allow-unheld",
 		}
 	}
+	own := []Finding{
+		memory,
+		{Name: LimitPids, OK: true, How: fmt.Sprintf("the supervisor counts up to every %s and ends the job", sentryLook)},
+		{Name: LimitDisk, OK: true, How: "gVisor bounds the writable layer: the job gets ENOSPC"},
+		{Name: LimitFiles, OK: true, How: fmt.Sprintf("RLIMIT_NOFILE inside the sandbox, up to %d", r.OpenFiles())},
+	}
+	if r.oci != "" {
+		own = r.limitsOCI(held, why, disk)
+	}
 	return append(
-		found, memory, cpu,
-		Finding{Name: LimitPids, OK: true, How: fmt.Sprintf("the supervisor counts up to every %s and ends the job", sentryLook)},
-		Finding{Name: LimitDisk, OK: true, How: "gVisor bounds the writable layer: the job gets ENOSPC"},
+		own, cpu,
 		Finding{Name: LimitOutput, OK: true, How: fmt.Sprintf("the supervisor measures up to every %s and ends the job", minLook)},
 		Finding{Name: LimitLog, OK: true, How: "the supervisor drops what is over"},
 		Finding{Name: LimitTime, OK: true, How: "the supervisor's timer"},
-		Finding{Name: LimitFiles, OK: true, How: "RLIMIT_NOFILE inside the sandbox"},
 	)
 }
 
@@ -80,17 +126,30 @@ func (r *Runtime) checkRuntime(ctx context.Context) Finding {
 	file, err := r.Ready(ctx)
 	if err != nil {
 		f.How, f.Remedy = err.Error(), "use a lumbung built with `make build`"
+		if r.oci != "" {
+			f.Remedy = "install the runtime, or leave --runtime out"
+		}
 		return f
 	}
 	f.OK, f.How = true, "gVisor, "+file
+	if r.oci != "" {
+		f.Weaker, f.Remedy = true, "leave --runtime out, and jobs run in gVisor"
+		f.How, _ = r.Describe(ctx)
+	}
 	return f
 }
 
 // checkContainer runs a real one, whose image is the runtime itself: it is a
-// static binary, and tells its version.
-func (r *Runtime) checkContainer(ctx context.Context) Finding {
+// static binary, and tells its version. The second one has a network.
+func (r *Runtime) checkContainer(ctx context.Context, outbound bool) Finding {
 	f := Finding{Name: "container", Remedy: "see the findings above; on a noexec file system choose another --home; in a container, start that with CAP_SYS_ADMIN and without a seccomp filter on ptrace"}
-	runsc, err := r.Ready(ctx)
+	if outbound {
+		f.Name, f.Remedy = "network", "needed for `up --allow-net` alone; use a lumbung built with `make build`"
+	}
+	program, err := r.Ready(ctx)
+	if err == nil && r.oci != "" { // which need not be static; run alone the forwarder ends at once
+		program, err = r.forwarder(ctx)
+	}
 	if err != nil {
 		f.How = err.Error()
 		return f
@@ -103,13 +162,13 @@ func (r *Runtime) checkContainer(ctx context.Context) Finding {
 			r.log.Warn("removing the doctor's container", "job", id, "err", err)
 		}
 	}()
-	image, err := imageOfOne(filepath.Join(r.dir, "runtime"), runsc)
+	image, err := imageOfOne(filepath.Join(r.dir, "runtime"), program)
 	if err != nil {
 		f.How = err.Error()
 		return f
 	}
 	defer func() { _ = os.RemoveAll(image) }()
-	x, err := r.tryOne(ctx, Spec{ID: id, Rootfs: image, Args: []string{"/program", "--version"}, RunLimit: 20 * time.Second})
+	x, err := r.tryOne(ctx, Spec{ID: id, Rootfs: image, Args: []string{"/program", "--version"}, RunLimit: 20 * time.Second, Outbound: outbound})
 	switch {
 	case err != nil:
 		f.How = err.Error()
@@ -118,6 +177,9 @@ func (r *Runtime) checkContainer(ctx context.Context) Finding {
 	default:
 		f.OK, f.Remedy = true, ""
 		f.How = fmt.Sprintf("ran and ended in %s", x.Ended.Sub(x.Started).Round(time.Millisecond))
+	}
+	if f.OK && outbound {
+		f.How = "a container with a network of its own " + f.How + "; what it may reach is decided at each connection"
 	}
 	return f
 }
@@ -162,33 +224,40 @@ func (r *Runtime) tryOne(ctx context.Context, s Spec) (Exit, error) {
 	return r.Wait(ctx, s.ID)
 }
 
-func (r *Runtime) checkNamespaces(ctx context.Context) Finding {
+// checkNamespaces also gives what the probe says of an OCI runtime's disk.
+func (r *Runtime) checkNamespaces(ctx context.Context) (Finding, string) {
 	f := Finding{Name: "namespaces"}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.shim)
 	cmd.Args = []string{"lumbung", ShimArg, probeArg}
-	cmd.Env = []string{"TMPDIR=" + r.dir}
-	cmd.SysProcAttr = shimAttr(plan{User: r.user})
+	cmd.Env = []string{"TMPDIR=" + r.dir, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = shimAttr(plan{User: r.user, OCI: r.oci})
+	if r.oci != "" {
+		cmd.Args = append(cmd.Args, probeWritable)
+	}
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		f.OK, f.How = true, "user and mount namespaces with the kernel's overlayfs"
 		if !r.user {
 			f.How = "mount namespaces with the kernel's overlayfs"
 		}
-		return f
+		if r.oci != "" {
+			f.How = "process namespaces, " + f.How
+		}
+		return f, string(out)
 	}
 	f.How = strings.TrimSpace(fmt.Sprintf("%v %s", err, out))
 	f.Remedy = "as an ordinary user: Linux 5.11 or newer, user.max_user_namespaces > 0 and, on Ubuntu 24.04 or newer, " +
 		"kernel.apparmor_restrict_unprivileged_userns=0; or run the provider as root, in a container with CAP_SYS_ADMIN"
-	return f
+	return f, ""
 }
 
 // probeCgroup makes and removes a group.
 func probeCgroup(jobs string) (held map[string]bool, why string) {
 	held = map[string]bool{}
 	name := cgroupName(filepath.Join(jobs, ".probe"))
-	g, err := makeCgroup(name, Spec{}.withDefaults())
+	g, err := makeCgroup(name, Spec{}.withDefaults(), room{})
 	if err != nil {
 		return held, "no usable cgroup: " + err.Error()
 	}

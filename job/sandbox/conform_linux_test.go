@@ -44,6 +44,7 @@ func TestConformance(t *testing.T) {
 		{name: "stderr", steps: []string{"warn", "careful"}, out: "careful\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			differs(t)
 			s := e.spec(c.steps...)
 			if c.change != nil {
 				c.change(&s)
@@ -157,7 +158,7 @@ func TestMounts(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(in, "x"), []byte("input"), 0o644))
 	must(t, os.WriteFile(file, []byte("single"), 0o644))
 	must(t, os.Symlink("/srv", filepath.Join(e.image, "var")))
-	for _, user := range []string{"", "1000:1000"} {
+	for _, user := range e.users("", "1000:1000") {
 		s := e.spec("cat", "/in/x", ";", "cat", "/etc/deep/conf", ";", "write", "/in/x", "no", ";", "remove", "/in/x", ";",
 			"mustwrite", "/var/run/out/r"+user, "data", ";", "chmod", "/var/run/out/r"+user, "4755", ";", "mkdir", "/var/run/out/d"+user, "0")
 		s.User = user

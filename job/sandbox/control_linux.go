@@ -1,12 +1,14 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -15,15 +17,22 @@ import (
 // The shim's control socket takes one JSON request a connection. "watch" is
 // answered by one byte now and after each change (a log record, the exit); the
 // connection ends when the shim does. "supply" is followed by lines of lazyNews
-// one way and of lazyDone the other. The rest is answered by a JSON answer.
+// one way and of lazyDone the other. "exec" and "dial" are of OCI runtimes: see
+// execAnswer; a descriptor comes with their answer. The rest is answered by a
+// JSON answer.
 type request struct {
-	Op    string        `json:"op"` // watch, supply, stop, kill, usage
-	Grace time.Duration `json:"grace,omitempty"`
+	Op     string        `json:"op"` // watch, supply, stop, kill, usage, checkpoint, exec, dial
+	Grace  time.Duration `json:"grace,omitempty"`
+	Dir    string        `json:"dir,omitempty"`    // of a checkpoint: an empty host folder
+	End    bool          `json:"end,omitempty"`    // of a checkpoint: end the container with it
+	Folder string        `json:"folder,omitempty"` // of an exec: what is to run
+	Port   uint16        `json:"port,omitempty"`   // of a dial
 }
 
 type answer struct {
-	Error string `json:"error,omitempty"`
-	Usage Usage  `json:"usage"`
+	Error   string `json:"error,omitempty"`
+	Refused bool   `json:"refused,omitempty"` // of a dial: nothing listens
+	Usage   Usage  `json:"usage"`
 }
 
 const (
@@ -72,7 +81,10 @@ type control struct {
 	stop  func(ctx context.Context, grace time.Duration) error
 	kill  func()
 	usage func() Usage
+	save  func(ctx context.Context, dir string, end bool) error
 	lazy  *arrivals // nil where the image is whole
+	// inside is nil where the node reaches into the container by itself.
+	inside insider
 }
 
 func (c *control) serve(ctx context.Context, l net.Listener) {
@@ -112,12 +124,22 @@ func (c *control) handle(ctx context.Context, conn net.Conn) {
 	defer stop()
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
-	var req request
-	dec := json.NewDecoder(io.LimitReader(conn, maxControl))
-	if err := dec.Decode(&req); err != nil {
+	unixConn, is := conn.(*net.UnixConn)
+	if !is {
+		return
+	}
+	req, files, dec, err := readRequest(unixConn)
+	defer func() { closeAll(files) }()
+	if err != nil {
 		return
 	}
 	switch {
+	case req.Op == "exec" && c.inside != nil:
+		c.inside.exec(ctx, unixConn, req.Folder, files)
+		return
+	case req.Op == "dial" && c.inside != nil:
+		c.dial(ctx, unixConn, req.Port)
+		return
 	case req.Op == "watch":
 		c.watch(ctx, cancel, conn)
 		return
@@ -136,11 +158,50 @@ func (c *control) handle(ctx context.Context, conn net.Conn) {
 		c.kill()
 	case "usage":
 		a.Usage = c.usage()
+	case "checkpoint":
+		if err := c.save(ctx, req.Dir, req.End); err != nil {
+			a.Error = err.Error()
+		} else if req.End {
+			defer c.kill()
+		}
 	default:
 		a.Error = "unknown request " + req.Op
 	}
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
 	_ = json.NewEncoder(conn).Encode(a)
+}
+
+// readRequest reads what is asked, with the descriptors that came along.
+func readRequest(conn *net.UnixConn) (req request, files []*os.File, dec *json.Decoder, err error) {
+	buf := make([]byte, 4096)
+	n, files, err := receive(conn, buf)
+	if err != nil {
+		return req, files, nil, err
+	}
+	dec = json.NewDecoder(io.MultiReader(bytes.NewReader(buf[:n]), io.LimitReader(conn, maxControl)))
+	err = dec.Decode(&req)
+	return req, files, dec, err
+}
+
+// dial answers with a connection to a port inside.
+func (c *control) dial(ctx context.Context, conn *net.UnixConn, port uint16) {
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	go func() { // it ends with the connection
+		_, _ = io.Copy(io.Discard, conn)
+		cancel() // nobody waits
+	}()
+	var a answer
+	f, err := c.inside.dial(ctx, port)
+	switch {
+	case errors.Is(err, ErrNotListening):
+		a.Refused = true
+	case err != nil:
+		a.Error = boundedText(err.Error())
+	default:
+		defer func() { _ = f.Close() }()
+	}
+	_ = sendAnswer(conn, a, f)
 }
 
 func (c *control) watch(ctx context.Context, cancel func(), conn net.Conn) {

@@ -41,11 +41,15 @@ func (r *Runtime) Exec(ctx context.Context, id string, e ExecSpec) (code int, er
 	if x.plan, err = readPlan(dir); err != nil {
 		return CodeSandbox, err
 	}
-	if x.tmp, err = os.MkdirTemp("", "lumbung-exec-"); err != nil {
+	at, run := "", x.run
+	if x.plan.OCI != "" {
+		at, run = dir, x.runByShim // which sees what is there
+	}
+	if x.tmp, err = os.MkdirTemp(at, "lumbung-exec-"); err != nil {
 		return CodeSandbox, err
 	}
 	defer func() { _ = os.RemoveAll(x.tmp) }()
-	code, err = x.run(ctx)
+	code, err = run(ctx)
 	if err != nil {
 		err = fmt.Errorf("exec in %s: %w", id, err)
 	}
@@ -59,22 +63,25 @@ type execution struct {
 	tmp  string
 }
 
+// execDelay is how long output is waited for after the program's end.
+const execDelay = 2 * time.Second
+
 func (x *execution) run(ctx context.Context) (int, error) {
 	if err := x.writeProcess(); err != nil {
 		return CodeSandbox, err
 	}
 	args := []string{
 		"--root=" + filepath.Join(x.dir, dirRunsc),
-		"--log=" + filepath.Join(x.tmp, "log"), "--log-format=json",
+		"--log=" + filepath.Join(x.tmp, execLog), "--log-format=json",
 		"--network=none", "exec",
-		"--process=" + filepath.Join(x.tmp, "process.json"),
-		"--internal-pid-file=" + filepath.Join(x.tmp, "pid"),
+		"--process=" + filepath.Join(x.tmp, execProcess),
+		"--internal-pid-file=" + filepath.Join(x.tmp, execPid),
 	}
 	// Not CommandContext's kill: the program inside must end first.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), x.plan.Runsc, append(args, cid)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	// What a program leaves running inside may hold its output open.
-	cmd.WaitDelay = 2 * time.Second
+	cmd.WaitDelay = execDelay
 	var finish func() error
 	var err error
 	if x.spec.TTY {
@@ -110,7 +117,7 @@ func (x *execution) result(waitErr, copyErr error) (int, error) {
 	if waitErr != nil && !errors.As(waitErr, &ee) {
 		return CodeSandbox, waitErr
 	}
-	if msg := lastError(filepath.Join(x.tmp, "log")); msg != "" {
+	if msg := lastError(filepath.Join(x.tmp, execLog)); msg != "" {
 		return execFailure(msg)
 	}
 	if waitErr != nil {
@@ -162,7 +169,7 @@ func (x *execution) writeProcess() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(x.tmp, "process.json"), data, 0o600)
+	return os.WriteFile(filepath.Join(x.tmp, execProcess), data, 0o600)
 }
 
 // parseUser reads uid[:gid].
@@ -229,6 +236,12 @@ func (x *execution) terminal(cmd *exec.Cmd) (func() error, error) {
 		_ = master.Close()
 		return nil, err
 	}
+	return x.relay(master), nil
+}
+
+// relay copies between a terminal's own end and the caller until the function it
+// gives is called, at the program's end.
+func (x *execution) relay(master *os.File) func() error {
 	var out sync.WaitGroup
 	dst := x.spec.Stdout
 	if dst == nil {
@@ -255,7 +268,7 @@ func (x *execution) terminal(cmd *exec.Cmd) (func() error, error) {
 			releaseReader(x.spec.Stdin, inDone)
 		}
 		return nil
-	}, nil
+	}
 }
 
 func (x *execution) resize(master *os.File, ended <-chan struct{}) {
@@ -319,7 +332,7 @@ func (x *execution) kill(p *os.Process, ended <-chan struct{}) {
 // after the program has begun: it may have said something before.
 func (x *execution) inside(ctx context.Context, ended <-chan struct{}) int {
 	for {
-		data, err := readBounded(filepath.Join(x.tmp, "pid"), 64)
+		data, err := readBounded(filepath.Join(x.tmp, execPid), 64)
 		if err == nil {
 			if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
 				return pid

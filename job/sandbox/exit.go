@@ -15,6 +15,7 @@ const (
 	LimitCache  = "cache"
 	LimitLog    = "log"
 	LimitTime   = "time"
+	LimitNet    = "net"
 	LimitFiles  = "open files"
 )
 
@@ -27,17 +28,18 @@ const (
 // Exceeded names the limit that a job went over.
 type Exceeded struct {
 	Limit string `json:"limit"`
-	// Max and Seen are bytes (memory, disk, output), a count (pids) or
-	// nanoseconds (time).
+	// Max and Seen are bytes (memory, disk, output, cache, log, net), a count
+	// (pids) or nanoseconds (time).
 	Max  uint64    `json:"max"`
 	Seen uint64    `json:"seen"`
 	At   time.Time `json:"at"`
 	// Killed says that the sandbox ended the job for it. Otherwise the job got
-	// the error Linux gives (ENOSPC) and ended by itself.
+	// the error Linux gives (ENOSPC, a reset connection), or lost output, and ended
+	// by itself.
 	Killed bool `json:"killed"`
 }
 
-// String is for people: "memory limit 512 MiB exceeded at 14:02:11".
+// String is for people: "memory limit 512 MiB exceeded at 14:02:11 UTC (seen 530 MiB)".
 func (e *Exceeded) String() string {
 	amount := func(n uint64) string {
 		switch e.Limit {
@@ -52,7 +54,7 @@ func (e *Exceeded) String() string {
 	if !e.Killed {
 		verb = "reached"
 	}
-	return fmt.Sprintf("%s limit %s %s at %s (seen %s)", e.Limit, amount(e.Max), verb, e.At.UTC().Format("15:04:05"), amount(e.Seen))
+	return fmt.Sprintf("%s limit %s %s at %s UTC (seen %s)", e.Limit, amount(e.Max), verb, e.At.UTC().Format("15:04:05"), amount(e.Seen))
 }
 
 func bytesText(n uint64) string {
@@ -97,6 +99,8 @@ type Usage struct {
 	Disk       uint64        `json:"disk"`        // bytes of the writable layer
 	Output     uint64        `json:"output"`      // bytes in writable mounts
 	Pids       uint64        `json:"pids"`
+	NetUp      uint64        `json:"net_up,omitempty"`   // bytes to the internet
+	NetDown    uint64        `json:"net_down,omitempty"` // and from it
 	// Waited is how much of the time since the start at least one read of the
 	// program waited for a part of its image that had not arrived.
 	Waited time.Duration `json:"waited,omitempty"`
@@ -113,8 +117,9 @@ type Recovered struct {
 
 // Finding is one line of `lumbung doctor`.
 type Finding struct {
-	Name   string // a limit, or "runtime", "namespaces", "container"
+	Name   string // a limit, or "runtime", "namespaces", "container", "network"
 	OK     bool   // held, or there
+	Weaker bool   // there, and less than the default
 	How    string // by which means, or what is missing
 	Remedy string // what to do where OK is false
 }

@@ -264,6 +264,16 @@ func (a *arrivals) waitedFor() time.Duration {
 	return a.waited
 }
 
+// waits reports whether a file is waited for now.
+func (a *arrivals) waits() bool {
+	if a == nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.waiting > 0
+}
+
 // arrived says that a file is there, if somebody waits for it.
 func (a *arrivals) arrived(name string) {
 	a.mu.Lock()

@@ -68,6 +68,7 @@ type logWriter struct {
 	used    uint64
 	limit   uint64
 	dropped uint64
+	cut     time.Time // when the limit was met
 	failed  error
 }
 
@@ -93,9 +94,28 @@ func (l *logWriter) write(stream uint8, data []byte) {
 	}
 	first := l.dropped == 0
 	l.dropped += uint64(len(data) - keep) //nolint:gosec // positive
-	if first {
-		l.put(Notice, fmt.Appendf(nil, "log limit of %s reached: what follows is dropped\n", bytesText(l.limit)))
+	if first && l.failed == nil {
+		l.cut = l.put(Notice, fmt.Appendf(nil, "log limit of %s reached: what follows is dropped\n", bytesText(l.limit)))
 	}
+}
+
+// notice adds a line of the sandbox itself, whatever the limit.
+func (l *logWriter) notice(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failed == nil {
+		l.put(Notice, []byte(text+"\n"))
+	}
+}
+
+// exceeded names the limit of a log that was cut.
+func (l *logWriter) exceeded() *Exceeded {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cut.IsZero() {
+		return nil
+	}
+	return &Exceeded{Limit: LimitLog, Max: l.limit, Seen: l.limit + l.dropped, At: l.cut}
 }
 
 // close writes the final record of a log that was cut.
@@ -110,18 +130,19 @@ func (l *logWriter) close() (dropped uint64, err error) {
 
 // put writes a frame with one write call. After a failed write nothing more is
 // written: the file ends in one torn frame at most.
-func (l *logWriter) put(stream uint8, data []byte) {
+func (l *logWriter) put(stream uint8, data []byte) time.Time {
 	r := Record{Seq: l.seq + 1, Stream: stream, Time: l.now(), Data: data}
 	putHeader(l.buf, r)
 	n := copy(l.buf[frameHeader:], data)
 	if _, err := l.file.Write(l.buf[:frameHeader+n]); err != nil {
 		l.failed = err
 		l.dropped += uint64(n) //nolint:gosec // positive
-		return
+		return r.Time
 	}
 	l.seq++
 	l.used += uint64(frameHeader + n) //nolint:gosec // positive
 	l.notify()
+	return r.Time
 }
 
 // frameReader reads records from a file that may still grow.

@@ -17,6 +17,25 @@ func mountRoot(dir, rootfs string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)
 	}
+	return mountOverlay(dir, rootfs, unix.MS_RDONLY, "")
+}
+
+// mountWritable is mountRoot for an OCI runtime: what is written goes to
+// upper/data, and is no more than a folder there to an ordinary user.
+func mountWritable(dir, rootfs, upper string, user bool) error {
+	f, err := os.OpenFile(upper, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	options := fmt.Sprintf(",upperdir=/proc/self/fd/%d/data,workdir=/proc/self/fd/%d/work", f.Fd(), f.Fd())
+	if user {
+		options += ",userxattr"
+	}
+	return mountOverlay(dir, rootfs, 0, options)
+}
+
+func mountOverlay(dir, rootfs string, flags uintptr, more string) error {
 	lower := make([]string, 0, 2)
 	for _, d := range []string{filepath.Join(dir, dirSkel), rootfs} {
 		f, err := os.OpenFile(d, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -28,8 +47,8 @@ func mountRoot(dir, rootfs string) error {
 		lower = append(lower, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	}
 	target := filepath.Join(dir, dirRoot)
-	options := "lowerdir=" + strings.Join(lower, ":")
-	err := unix.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, options)
+	options := "lowerdir=" + strings.Join(lower, ":") + more
+	err := unix.Mount("overlay", target, "overlay", flags|unix.MS_NOSUID|unix.MS_NODEV, options)
 	if err != nil {
 		return fmt.Errorf("mounting the image with the kernel's overlayfs (an ordinary user needs Linux 5.11 or newer and user namespaces): %w", err)
 	}

@@ -14,6 +14,9 @@ func (r *Runtime) Drivers(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.oci != "" {
+		return nil, r.onlyGVisor("passes GPUs into a container")
+	}
 	out, err := exec.CommandContext(ctx, runsc, "nvproxy", "list-supported-drivers").Output() //nolint:gosec // our own runtime
 	if err != nil {
 		return nil, fmt.Errorf("ask %s for the drivers that it knows: %w", runsc, err)

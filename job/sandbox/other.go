@@ -50,6 +50,15 @@ func (*Runtime) Drivers(context.Context) ([]string, error) { return nil, none() 
 // Check says that there is no sandbox on this system.
 func (*Runtime) Check(ctx context.Context) []Finding { return Check(ctx, Options{}) }
 
+// Unheld is empty.
+func (*Runtime) Unheld() []Finding { return nil }
+
+// OpenFiles is none.
+func (*Runtime) OpenFiles() int { return 0 }
+
+// Describe fails with ErrNoRuntime.
+func (*Runtime) Describe(context.Context) (string, error) { return "", none() }
+
 // Prepare fails with ErrNoRuntime.
 func (*Runtime) Prepare(context.Context, Spec) error { return none() }
 
@@ -84,6 +93,15 @@ func (*Forwarder) Close() error { return nil }
 
 // CanArrive fails with ErrNoRuntime.
 func (*Runtime) CanArrive(context.Context) error { return none() }
+
+// Checkpoint fails with ErrNoRuntime.
+func (*Runtime) Checkpoint(context.Context, string, string, bool) error { return none() }
+
+// Portability fails with ErrNoRuntime.
+func (*Runtime) Portability(context.Context) (Portability, error) { return Portability{}, none() }
+
+// CanOutbound fails with ErrNoRuntime.
+func (*Runtime) CanOutbound(context.Context) error { return none() }
 
 // Arriving fails with ErrNoRuntime.
 func (*Runtime) Arriving() ([]string, error) { return nil, none() }

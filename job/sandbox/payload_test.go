@@ -95,10 +95,10 @@ func TestNoRuntime(t *testing.T) {
 
 func TestExceededText(t *testing.T) {
 	for want, e := range map[string]Exceeded{
-		"memory limit 512 MiB exceeded at 00:00:00 (seen 600 MiB)": {Limit: LimitMemory, Max: 512 << 20, Seen: 600 << 20, Killed: true},
-		"disk limit 1.5 GiB reached at 00:00:00 (seen 1.5 GiB)":    {Limit: LimitDisk, Max: 3 << 29, Seen: 3 << 29},
-		"pids limit 64 exceeded at 00:00:00 (seen 70)":             {Limit: LimitPids, Max: 64, Seen: 70, Killed: true},
-		"time limit 1m0s exceeded at 00:00:00 (seen 1m1s)":         {Limit: LimitTime, Max: 60e9, Seen: 61e9, Killed: true},
+		"memory limit 512 MiB exceeded at 00:00:00 UTC (seen 600 MiB)": {Limit: LimitMemory, Max: 512 << 20, Seen: 600 << 20, Killed: true},
+		"disk limit 1.5 GiB reached at 00:00:00 UTC (seen 1.5 GiB)":    {Limit: LimitDisk, Max: 3 << 29, Seen: 3 << 29},
+		"pids limit 64 exceeded at 00:00:00 UTC (seen 70)":             {Limit: LimitPids, Max: 64, Seen: 70, Killed: true},
+		"time limit 1m0s exceeded at 00:00:00 UTC (seen 1m1s)":         {Limit: LimitTime, Max: 60e9, Seen: 61e9, Killed: true},
 	} {
 		if got := e.String(); got != want {
 			t.Errorf("%q, want %q", got, want)

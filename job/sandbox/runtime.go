@@ -14,8 +14,14 @@ type Options struct {
 	Dir string
 	// RunscPath is used instead of the embedded runsc (also: EnvRunsc).
 	RunscPath string
-	Log       *slog.Logger
-	Now       func() time.Time
+	// OCI is the name or path of an OCI runtime of the host (runc, crun) to use
+	// instead of gVisor. An operator's choice: see the package comment.
+	OCI string
+	Log *slog.Logger
+	Now func() time.Time
+	// Resolv is the file that names the machine's name servers, which answer for
+	// containers with a network; default is /etc/resolv.conf.
+	Resolv string
 	// Shim is the executable that is started as a supervisor; default is the
 	// running one. Its main calls ShimMain.
 	Shim string

@@ -28,14 +28,19 @@ import (
 type Runtime struct {
 	dir, jobs string
 	asked     string
+	resolv    string
+	oci       string // asked instead of gVisor
 	shim      string
 	user      bool // an ordinary user runs the node
 	log       *slog.Logger
 	now       func() time.Time
 
 	unpacking sync.Mutex
-	runsc     string // set once checked
-	lazy      string // a runsc known to serve arriving images
+	runsc     string     // set once checked; the OCI runtime, if one is asked for
+	asksFor   string     // the runsc that gave the answers
+	answers   [][]string // see features
+
+	ociVersion string // what the OCI runtime calls itself
 
 	mu    sync.Mutex
 	locks map[string]*sync.Mutex // by id, while in use
@@ -52,12 +57,15 @@ func New(o Options) (*Runtime, error) {
 		return nil, errors.New("sandbox: Log and Now must be given")
 	}
 	r := &Runtime{
-		dir: filepath.Clean(o.Dir), asked: o.RunscPath, shim: o.Shim, log: o.Log, now: o.Now,
+		dir: filepath.Clean(o.Dir), asked: o.RunscPath, oci: o.OCI, resolv: o.Resolv, shim: o.Shim, log: o.Log, now: o.Now,
 		user: os.Geteuid() != 0, locks: map[string]*sync.Mutex{}, users: map[string]int{},
 		shims: map[string][]int{},
 	}
 	if r.shim == "" {
 		r.shim = "/proc/self/exe" // also when the file was replaced meanwhile
+	}
+	if r.resolv == "" {
+		r.resolv = "/etc/resolv.conf"
 	}
 	r.jobs = filepath.Join(r.dir, "jobs")
 	if strings.ContainsAny(r.dir, ",\x00\n") {
@@ -82,6 +90,13 @@ func (r *Runtime) Ready(ctx context.Context) (string, error) {
 		if _, err := os.Stat(r.runsc); err == nil {
 			return r.runsc, nil
 		}
+	}
+	if r.oci != "" {
+		file, version, err := findOCI(ctx, r.oci)
+		if err == nil {
+			r.runsc, r.ociVersion = file, version
+		}
+		return file, err
 	}
 	file, err := locate(ctx, filepath.Join(r.dir, "runtime"), r.asked, embedded())
 	if err != nil {
@@ -138,10 +153,9 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	if s.Arriving != "" {
-		if err := r.CanArrive(ctx); err != nil {
-			return fmt.Errorf("preparing %s: %w", s.ID, err)
-		}
+	program, err := r.able(ctx, s)
+	if err != nil {
+		return fmt.Errorf("preparing %s: %w", s.ID, err)
 	}
 	defer r.lock(s.ID)()
 	if _, err := r.folder(s.ID); err == nil {
@@ -180,14 +194,57 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 	if err := makeSkel(filepath.Join(dir, dirSkel), im, s); err != nil {
 		return err
 	}
-	if err := writeBundle(dir, s, id, r.user); err != nil {
+	if err := errors.Join(addForwarder(filepath.Join(dir, dirSkel), program), restoreMounts(ctx, s)); err != nil {
 		return err
 	}
-	p := plan{Version: planVersion, Spec: s, Runsc: runsc, UID: id.uid, GID: id.gid, User: r.user, Made: r.now()}
+	p := plan{Version: planVersion, Spec: s, UID: id.uid, GID: id.gid, User: r.user, Made: r.now()}
+	if s.Outbound {
+		p.Resolv = r.resolv
+	}
 	if !r.user {
 		p.Cgroup = cgroupName(dir)
 	}
+	if err := r.bundle(dir, &p, id, runsc); err != nil {
+		return err
+	}
 	return writeJSON(dir, fileSpec, p)
+}
+
+// able says by nil that the runtime can do what a spec asks of it beyond running a
+// program, and gives what a savable container must have in its files.
+func (r *Runtime) able(ctx context.Context, s Spec) (program string, err error) {
+	if s.Arriving != "" {
+		if err := r.CanArrive(ctx); err != nil {
+			return "", err
+		}
+	}
+	if s.Outbound {
+		if err := r.CanOutbound(ctx); err != nil {
+			return "", err
+		}
+	}
+	if !s.Devices.none() && r.oci != "" {
+		return "", r.onlyGVisor("passes GPUs into a container")
+	}
+	return r.savable(ctx, s)
+}
+
+// onlyGVisor is why something cannot be had under an OCI runtime.
+func (r *Runtime) onlyGVisor(does string) error {
+	return fmt.Errorf("%w: only gVisor %s, and this provider runs %s: leave --runtime out", ErrNoRuntime, does, r.oci)
+}
+
+// bundle writes what the runtime is to run, and names it in the plan.
+func (r *Runtime) bundle(dir string, p *plan, id identity, runtime string) error {
+	if r.oci == "" {
+		p.Runsc = runtime
+		return writeBundle(dir, p.Spec, id, r.user)
+	}
+	p.OCI = runtime
+	if err := ociUser(*p); err != nil {
+		return err
+	}
+	return writeOCIBundle(dir, *p, id)
 }
 
 // Start runs a prepared container and returns when its program runs or has
@@ -281,6 +338,9 @@ func (r *Runtime) spawn(ctx context.Context, dir string, p plan, files ...*os.Fi
 // number but 0 loses its capabilities on exec, they are made ambient.
 func shimAttr(p plan) *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	if p.OCI != "" {
+		attr.Cloneflags |= unix.CLONE_NEWPID
+	}
 	if !p.User {
 		return attr
 	}
@@ -327,6 +387,9 @@ func (r *Runtime) Wait(ctx context.Context, id string) (Exit, error) {
 // killed gets its exit here: its processes are killed and the truth is written.
 func (r *Runtime) settle(ctx context.Context, id, dir string) (Exit, bool, error) {
 	defer r.lock(id)()
+	if _, err := r.folder(id); err != nil { // removed meanwhile
+		return Exit{}, false, err
+	}
 	st, err := readState(dir)
 	if err != nil {
 		return Exit{}, false, err

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,9 @@ func TestSecrets(t *testing.T) {
 	big := make([]byte, 90_000)
 	_, _ = rand.Read(big)
 	for user, owner := range map[string]string{"": "0:0", "1000:77": "1000:77"} {
+		if !slices.Contains(e.users("", "1000:77"), user) {
+			continue
+		}
 		token := rand.Text()
 		s := e.spec("hash", "/run/secrets/TOKEN", ";", "hash", "/run/secrets/big.bin", ";", "write", "/run/secrets/TOKEN", "no", ";",
 			"write", "/run/secrets/more", "no", ";", "remove", "/run/secrets/TOKEN", ";", "ls", "/run/secrets", ";", "trap")

@@ -35,13 +35,16 @@ type ready struct {
 
 // shim supervises one container.
 type shim struct {
-	dir  string
-	plan plan
-	hub  hub
-	log  *logWriter
-	cg   *cgroup
-	cmd  *exec.Cmd // runsc
-	done chan struct{}
+	dir    string
+	pid    int // of this process, as the host counts
+	plan   plan
+	engine engine
+	hub    hub
+	log    *logWriter
+	cg     *cgroup
+	cmd    *exec.Cmd // runsc
+	net    *network  // nil without one
+	done   chan struct{}
 	// lazy hands out the image's files while it arrives; nil for a whole image.
 	lazy   *arrivals
 	broken chan struct{} // closed when a part of it cannot be had
@@ -49,6 +52,7 @@ type shim struct {
 	mu       sync.Mutex
 	started  time.Time
 	stopped  bool
+	asked    chan struct{} // closed when it is first asked to stop
 	exceeded *Exceeded
 	usage    Usage
 	sandbox  int // process id of the sentry
@@ -57,6 +61,8 @@ type shim struct {
 	status   *unix.WaitStatus // of the program, said by the sandbox
 	mute     bool             // the sandbox was asked and ended without saying
 	failure  string           // of the sandbox, found by the shim
+	saving   sync.Mutex       // one checkpoint at a time
+	refused  *refusal         // why the program was never run
 	// waitedBefore is how long the image was waited for before the start.
 	waitedBefore time.Duration
 }
@@ -68,8 +74,8 @@ func ShimMain(args []string) int {
 	// The parent-death signal of runsc is tied to the thread that starts it.
 	runtime.LockOSThread()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
-	if len(args) == 1 && args[0] == probeArg {
-		return probeMain()
+	if len(args) > 0 && args[0] == probeArg {
+		return probeMain(len(args) > 1 && args[1] == probeWritable)
 	}
 	if len(args) != 1 || !filepath.IsAbs(args[0]) {
 		fmt.Fprintln(os.Stderr, "this is started by lumbung itself")
@@ -81,7 +87,7 @@ func ShimMain(args []string) int {
 	}
 	pipe := os.NewFile(readyFD, "ready")
 	unix.CloseOnExec(readyFD)
-	s := &shim{dir: args[0], done: make(chan struct{}), broken: make(chan struct{})}
+	s := &shim{dir: args[0], pid: os.Getpid(), done: make(chan struct{}), asked: make(chan struct{}), broken: make(chan struct{})}
 	if err := s.run(pipe); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		_ = json.NewEncoder(pipe).Encode(ready{Error: err.Error()})
@@ -106,7 +112,8 @@ func (s *shim) run(pipe *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := mountRoot(s.dir, s.plan.Spec.Rootfs); err != nil {
+	s.engine = s.newEngine()
+	if err := s.engine.mount(); err != nil {
 		return err
 	}
 	file, err := os.OpenFile(filepath.Join(s.dir, fileLog), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -115,8 +122,8 @@ func (s *shim) run(pipe *os.File) error {
 	}
 	defer func() { _ = file.Close() }()
 	s.log = newLogWriter(file, s.plan.Spec.MaxLogBytes, time.Now, s.hub.changed)
-	s.enterLimits()
-	if err := mountSecrets(s.dir, s.plan, secrets); err != nil { // it counts as the container's memory
+	s.engine.limits()
+	if err := mountSecrets(s.dir, s.plan, secrets); err != nil { // it counts as the container's memory in gVisor
 		return err
 	}
 
@@ -138,7 +145,8 @@ func (s *shim) run(pipe *os.File) error {
 		s.lazy = a
 		background.Go(func() { a.serve(ctx, gofers) })
 	}
-	ctl := &control{hub: &s.hub, stop: s.stop, kill: s.kill, usage: s.usageNow, lazy: s.lazy}
+	ctl := &control{hub: &s.hub, stop: s.stop, kill: s.kill, usage: s.usageNow, save: s.checkpoint, lazy: s.lazy}
+	ctl.inside, _ = s.engine.(insider)
 	background.Go(func() { ctl.serve(ctx, l) })
 	return s.supervise(ctx, pipe, file)
 }
@@ -178,17 +186,18 @@ func listenUnix(ctx context.Context, network, name string) (net.Listener, error)
 // the kernel holds.
 func (s *shim) enterLimits() {
 	if s.plan.Cgroup != "" {
-		g, err := makeCgroup(s.plan.Cgroup, s.plan.Spec)
+		g, err := makeCgroup(s.plan.Cgroup, s.plan.Spec, sentryRoom(s.plan.Spec))
 		if err == nil {
 			err = g.join()
-			s.cg = g
 		}
-		if err != nil {
+		if err == nil { // else it holds nothing, and others must
+			s.cg = g
+		} else {
 			fmt.Fprintln(os.Stderr, "cgroup:", err)
 		}
 	}
-	if s.cg == nil || s.cg.dirs["cpu"] == "" {
-		if err := pinCPUs(s.plan.Spec.CPUMillis); err != nil {
+	if !s.cg.holds("cpu") && !treeListed() { // else see watchCPU
+		if err := pinCPUs(s.plan.Spec.CPUMillis, s.pid); err != nil {
 			fmt.Fprintln(os.Stderr, "cpu affinity:", err)
 		}
 	}
@@ -200,13 +209,19 @@ func (s *shim) supervise(ctx context.Context, pipe, logFile *os.File) error {
 		return err
 	}
 	launched := time.Now()
-	outputs, err := s.launch(ctx)
+	var err error
+	if s.net, err = s.beginNetwork(ctx); err != nil {
+		return fmt.Errorf("starting the container's network: %w", err)
+	}
+	outputs, err := s.engine.launch(ctx)
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", s.plan.Runsc, err)
+		s.net.end()
+		return fmt.Errorf("starting %s: %w", s.plan.program(), err)
 	}
 	var work sync.WaitGroup
 	work.Go(func() { s.watch(ctx, pipe) })
-	waitErr := s.cmd.Wait()
+	waitErr := s.engine.wait()
+	s.net.end()
 	if err := reap(ctx, s.dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
@@ -214,13 +229,16 @@ func (s *shim) supervise(ctx context.Context, pipe, logFile *os.File) error {
 	work.Wait()
 	outputs.Wait()
 	s.lastLook()
-	dropped, logErr := s.log.close()
 	exit := s.exit(launched, waitErr)
+	if exit.Exceeded != nil && exit.Exceeded.Limit != LimitLog { // which is told where it was met
+		s.log.notice(exit.Exceeded.String())
+	}
+	dropped, logErr := s.log.close()
 	exit.LogDropped = dropped
 	if logErr != nil {
 		exit.Reason = join(exit.Reason, "the log could not be written: "+logErr.Error())
 	}
-	st := state{Phase: phaseExited, Shim: os.Getpid(), Started: exit.Started, Exit: &exit}
+	st := state{Phase: phaseExited, Shim: s.pid, Started: exit.Started, Exit: &exit}
 	if err := errors.Join(logFile.Sync(), writeJSON(s.dir, fileState, st)); err != nil {
 		return fmt.Errorf("recording the exit: %w", err)
 	}
@@ -232,36 +250,22 @@ func (s *shim) supervise(ctx context.Context, pipe, logFile *os.File) error {
 
 // launch starts runsc with its output in pipes that this process reads.
 func (s *shim) launch(ctx context.Context) (*sync.WaitGroup, error) {
-	readers := &sync.WaitGroup{}
 	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), s.plan.Runsc, s.runscArgs()...)
 	s.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	if s.lazy != nil {
 		s.cmd.Env = append(s.cmd.Env, envLazy+"="+filepath.Join(s.dir, fileLazy))
 	}
+	if s.net != nil {
+		s.cmd.ExtraFiles = []*os.File{s.net.link}
+		s.cmd.Env = append(s.cmd.Env, fmt.Sprintf("%s=%d", envNet, linkFD))
+	}
 	s.cmd.Dir = "/"
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	var ends []*os.File
-	defer func() {
-		for _, f := range ends {
-			_ = f.Close()
-		}
-	}()
-	for _, stream := range []uint8{Stdout, Stderr} {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		ends = append(ends, w)
-		if stream == Stdout {
-			s.cmd.Stdout = w
-		} else {
-			s.cmd.Stderr = w
-		}
-		readers.Go(func() {
-			defer func() { _ = r.Close() }()
-			s.copyOutput(stream, r)
-		})
+	readers, begin, err := s.outputOf(s.cmd)
+	if err != nil {
+		return nil, err
 	}
+	defer begin()
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -277,11 +281,42 @@ func (s *shim) launch(ctx context.Context) (*sync.WaitGroup, error) {
 	return readers, nil
 }
 
+// outputOf gives cmd pipes for its output, which the readers log until both
+// end. Begin closes this process's own ends of them: after the start.
+func (s *shim) outputOf(cmd *exec.Cmd) (readers *sync.WaitGroup, begin func(), err error) {
+	readers = &sync.WaitGroup{}
+	var ends []*os.File
+	begin = func() {
+		for _, f := range ends {
+			_ = f.Close()
+		}
+	}
+	for _, stream := range []uint8{Stdout, Stderr} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			begin()
+			return nil, nil, err
+		}
+		ends = append(ends, w)
+		if stream == Stdout {
+			cmd.Stdout = w
+		} else {
+			cmd.Stderr = w
+		}
+		readers.Go(func() {
+			defer func() { _ = r.Close() }()
+			s.copyOutput(stream, r)
+		})
+	}
+	return readers, begin, nil
+}
+
 func (s *shim) copyOutput(stream uint8, r io.Reader) {
 	buf := make([]byte, maxChunk)
+	says := s.engine.speaks() // else what comes is no output of the job's
 	for {
 		n, err := r.Read(buf)
-		if n > 0 {
+		if n > 0 && says {
 			s.log.write(stream, buf[:n])
 		}
 		if err != nil {
@@ -306,7 +341,11 @@ func (s *shim) runscArgs() []string {
 	if s.plan.User && s.plan.UID == 0 {
 		args = append(args, "--rootless")
 	}
-	return append(args, "run",
+	command := []string{"run"}
+	if s.plan.Spec.Restore != "" {
+		command = []string{restoreCommand, "--image-path=" + s.plan.Spec.Restore}
+	}
+	return append(append(args, command...),
 		"--bundle="+filepath.Join(s.dir, dirBundle),
 		"--pid-file="+filepath.Join(s.dir, filePid), cid)
 }
@@ -328,7 +367,10 @@ func reap(ctx context.Context, dir string) error {
 // stop is the request of that name: SIGTERM, then SIGKILL after grace.
 func (s *shim) stop(ctx context.Context, grace time.Duration) error {
 	s.mu.Lock()
-	s.stopped = true
+	if !s.stopped {
+		s.stopped = true
+		close(s.asked)
+	}
 	running := !s.started.IsZero()
 	s.mu.Unlock()
 	if !running || grace <= 0 {
@@ -338,7 +380,7 @@ func (s *shim) stop(ctx context.Context, grace time.Duration) error {
 	t := time.NewTimer(grace)
 	defer t.Stop()
 	for {
-		err := s.signal(ctx, unix.SIGTERM)
+		err := s.engine.signal(ctx, unix.SIGTERM)
 		if err == nil {
 			break
 		}
@@ -378,19 +420,13 @@ func (s *shim) signal(ctx context.Context, sig unix.Signal) error {
 func (s *shim) kill() {
 	s.mu.Lock()
 	s.killed = true
-	sandbox, process := s.sandbox, s.process
 	s.mu.Unlock()
 	select {
 	case <-s.done:
 		return // its process ids may be others' by now
 	default:
 	}
-	if sandbox > 0 {
-		killOwn(s.dir, sandbox)
-	}
-	if process != nil { // else launch does it
-		_ = process.Kill()
-	}
+	s.engine.kill()
 }
 
 // exceed ends the container for a limit, the first one that says so.
@@ -452,6 +488,9 @@ func (s *shim) exit(launched time.Time, waitErr error) Exit {
 		x.Reason = s.exceeded.String()
 	case s.failure != "":
 		x.Code, x.Source, x.Reason = CodeSandbox, SourceSandbox, join(s.failure, failure)
+	case !s.killed && restoreFailed(s.plan.Spec, failure): // the sandbox may say for a moment that it runs
+		x.Started, x.Code, x.Source, x.Reason = time.Time{}, CodeSandbox, SourceSandbox, failure
+		return x
 	case s.status != nil && s.status.Exited(): // also when it was killed a moment later
 		x.Code = s.status.ExitStatus()
 	case s.status != nil:
@@ -463,6 +502,9 @@ func (s *shim) exit(launched time.Time, waitErr error) Exit {
 		x.Code, x.OOM = codeSignal+int(unix.SIGKILL), true
 		x.Exceeded = &Exceeded{Limit: LimitMemory, Max: s.plan.Spec.MemoryBytes, Seen: max(s.usage.MemoryPeak, s.plan.Spec.MemoryBytes), At: x.Ended, Killed: true}
 		x.Reason = x.Exceeded.String()
+	case s.refused != nil:
+		x.Code, x.Source, x.Reason = s.refused.code, s.refused.source, s.refused.reason
+		return x
 	case failure != "" && s.started.IsZero():
 		x.Code, x.Source, x.Reason = startFailure(failure)
 		return x
@@ -474,11 +516,19 @@ func (s *shim) exit(launched time.Time, waitErr error) Exit {
 	if limit := s.plan.Spec.DiskBytes; x.Exceeded == nil && x.Code != 0 && s.usage.Disk >= limit-limit/10 {
 		x.Exceeded = &Exceeded{Limit: LimitDisk, Max: limit, Seen: s.usage.Disk, At: x.Ended}
 	}
+	if x.Exceeded == nil {
+		x.Exceeded = s.log.exceeded()
+	}
 	if x.Source == SourceJob && s.status == nil && x.Code > codeSignal && x.Code <= codeSignal+64 {
 		x.Signal = x.Code - codeSignal
 	}
 	if x.Started.IsZero() && x.Source == SourceJob {
 		x.Started = launched // it ended before it was seen to run
+	}
+	if e := x.Exceeded; e != nil && e.At.Before(x.Started) { // met before it was seen to run
+		at := *e
+		at.At = x.Started
+		x.Exceeded = &at
 	}
 	return x
 }
@@ -521,9 +571,8 @@ func lastError(file string) (msg string) {
 }
 
 // pinCPUs keeps this thread, and what it starts, to as many CPUs as the limit
-// rounds up to. Which ones follows from the process id, so that containers
-// spread.
-func pinCPUs(millis int) error {
+// rounds up to. Which ones follows from seed, so that containers spread.
+func pinCPUs(millis, seed int) error {
 	var have, want unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &have); err != nil {
 		return err
@@ -539,7 +588,7 @@ func pinCPUs(millis int) error {
 		}
 	}
 	for i := range n {
-		want.Set(cpus[(os.Getpid()*n+i)%len(cpus)])
+		want.Set(cpus[(seed*n+i)%len(cpus)])
 	}
 	return unix.SchedSetaffinity(0, &want)
 }

@@ -174,15 +174,22 @@ func (k skel) etc(s Spec) error {
 		return err
 	}
 	hosts := "127.0.0.1\tlocalhost " + s.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-	for _, e := range []struct {
+	type entry struct {
 		name, data string
-		always     bool
-	}{
-		{"hosts", hosts, true},
-		{"hostname", s.Hostname + "\n", true},
-		{"passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", false},
-		{"group", "root:x:0:\nnogroup:x:65534:\n", false},
-	} {
+		always     bool // also where the image has such a file
+		links      bool // and where it has a link
+	}
+	entries := []entry{
+		{name: "hosts", data: hosts, always: true},
+		{name: "hostname", data: s.Hostname + "\n", always: true},
+		{name: "passwd", data: "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"},
+		{name: "group", data: "root:x:0:\nnogroup:x:65534:\n"},
+	}
+	if s.Outbound {
+		// Many an image's is a link to where its own system would keep it.
+		entries = append(entries, entry{"resolv.conf", "nameserver " + netServer + "\n", true, true})
+	}
+	for _, e := range entries {
 		name := path.Join(full, e.name)
 		there, err := k.present(name)
 		if err != nil {
@@ -192,7 +199,7 @@ func (k skel) etc(s Spec) error {
 		for _, m := range s.Mounts {
 			mounted = mounted || m.Dest == path.Join("/etc", e.name) || m.Dest == name
 		}
-		if mounted || there == "other" || there == "file" && !e.always {
+		if mounted || there == "other" || there == "link" && !e.links || there == "file" && !e.always {
 			continue
 		}
 		if err := k.file(name, []byte(e.data)); err != nil {
@@ -202,7 +209,7 @@ func (k skel) etc(s Spec) error {
 	return nil
 }
 
-// present says what the image has at name: "", "file" or "other".
+// present says what the image has at name: "", "file", "link" or "other".
 func (k skel) present(name string) (string, error) {
 	f, err := k.image.open(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -216,8 +223,11 @@ func (k skel) present(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if info.Mode().IsRegular() {
+	switch info.Mode().Type() {
+	case 0:
 		return "file", nil
+	case fs.ModeSymlink:
+		return "link", nil
 	}
 	return "other", nil
 }

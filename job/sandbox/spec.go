@@ -22,6 +22,9 @@ var (
 	ErrNotRunning = errors.New("container is not running")
 	// ErrNotListening says that nothing in the container listens there.
 	ErrNotListening = errors.New("nothing listens")
+	// ErrCheckpoint says that a container's state cannot be saved, or that a
+	// checkpoint cannot be restored here.
+	ErrCheckpoint = errors.New("no checkpoint")
 	// ErrSpec says that the spec or the image cannot be run as asked.
 	ErrSpec = errors.New("invalid container spec")
 )
@@ -63,10 +66,19 @@ type Spec struct {
 	// names, sizes and attributes only, and Arriving is the host folder in which
 	// each file appears, under the same name, once it is whole: atomically, and
 	// never to change. The program's reads wait for that; see Runtime.Supply.
-	Arriving string   `json:"arriving,omitempty"`
-	Args     []string `json:"args"`
-	Env      []string `json:"env,omitempty"` // KEY=VALUE; PATH, HOME, HOSTNAME are added where missing
-	Cwd      string   `json:"cwd,omitempty"` // default /
+	Arriving string `json:"arriving,omitempty"`
+	// Savable lets the state be saved (see Runtime.Checkpoint). What reaches its
+	// ports then lies in the container's files, under SavableDir, as a program
+	// that was started from outside cannot be saved.
+	Savable bool `json:"savable,omitempty"`
+	// Restore is empty for a container that starts from its beginning. Otherwise
+	// it is the host folder of a checkpoint (see Runtime.Checkpoint), of a
+	// container of the same image and spec; ID and the sources of mounts may be
+	// others. It is read until the container runs.
+	Restore string   `json:"restore,omitempty"`
+	Args    []string `json:"args"`
+	Env     []string `json:"env,omitempty"` // KEY=VALUE; PATH, HOME, HOSTNAME are added where missing
+	Cwd     string   `json:"cwd,omitempty"` // default /
 	// User is as in an image's config: name|uid[:group|gid]; empty is root.
 	User     string  `json:"user,omitempty"`
 	Hostname string  `json:"hostname,omitempty"` // default: the id
@@ -75,6 +87,9 @@ type Spec struct {
 	// Secrets says that Start is given secrets, which lie in SecretsDir. Their
 	// names and values are in no file of the container's.
 	Secrets bool `json:"secrets,omitempty"`
+	// Outbound gives the container connections to the public internet; without
+	// it, it has none but its own loopback.
+	Outbound bool `json:"outbound,omitempty"`
 
 	CPUMillis   int           `json:"cpu_millis"`    // thousandths of a CPU
 	MemoryBytes uint64        `json:"memory_bytes"`  // programs, /tmp and /dev/shm together
@@ -84,7 +99,14 @@ type Spec struct {
 	Pids        int           `json:"pids"`          // processes and threads
 	OpenFiles   int           `json:"open_files"`    // per process
 	RunLimit    time.Duration `json:"run_limit"`     // wall time from start
+	NetBytes    uint64        `json:"net_bytes"`     // with Outbound: to the internet and from it together
 }
+
+// DefaultOpenFiles is how many files a process may have open when nothing is said.
+const DefaultOpenFiles = 1 << 16
+
+// SavableDir holds what of lumbung's own is in a savable container.
+const SavableDir = "/.lumbung"
 
 // Bounds of a spec, so that a hostile one costs nothing.
 const (
@@ -121,8 +143,9 @@ func (s Spec) withDefaults() Spec {
 	def(&s.OutputBytes, 1<<30)
 	def(&s.MaxLogBytes, 64<<20)
 	def(&s.Pids, 1024)
-	def(&s.OpenFiles, 1<<16)
+	def(&s.OpenFiles, DefaultOpenFiles)
 	def(&s.RunLimit, time.Hour)
+	def(&s.NetBytes, 10<<30)
 	return s
 }
 
@@ -145,6 +168,14 @@ func (s Spec) Validate() error {
 		return bad("rootfs %q must be an absolute path", s.Rootfs)
 	case s.Arriving != "" && !filepath.IsAbs(s.Arriving):
 		return bad("the folder the image arrives in, %q, must be an absolute path", s.Arriving)
+	case s.Restore != "" && (!filepath.IsAbs(s.Restore) || !s.Savable):
+		return bad("a checkpoint, %q, must be an absolute path, and the container savable", s.Restore)
+	case s.Savable && s.Arriving != "":
+		return bad("the state of a container can be saved only if its image is whole when it begins")
+	case s.Savable && s.Outbound:
+		return bad("the state of a container with a network cannot be saved")
+	case s.Savable && !s.Devices.none():
+		return bad("the state of a container with devices cannot be saved")
 	case len(s.Args) == 0 || s.Args[0] == "":
 		return bad("no command: name one, or use an image with an entrypoint")
 	case len(s.Args) > maxArgs, len(s.Env) > maxEnv, size(s.Args)+size(s.Env) > maxArgBytes:
@@ -179,6 +210,7 @@ func (s Spec) validateLimits(bad func(string, ...any) error) error {
 		{"disk", s.DiskBytes, minDisk, maxLimitBytes},
 		{"output", s.OutputBytes, 0, maxLimitBytes},
 		{"log", s.MaxLogBytes, 0, maxLimitBytes},
+		{"network", s.NetBytes, 0, maxLimitBytes},
 	} {
 		if b.got < b.min || b.got > b.max {
 			return bad("%s limit of %d bytes is outside %d-%d", b.name, b.got, b.min, b.max)
@@ -198,7 +230,7 @@ func (s Spec) validateLimits(bad func(string, ...any) error) error {
 }
 
 // reserved are the places the sandbox itself mounts something on.
-var reserved = []string{"/", "/proc", "/sys", "/dev"}
+var reserved = []string{"/", "/proc", "/sys", "/dev", SavableDir}
 
 func (s Spec) validateMounts(bad func(string, ...any) error) error {
 	if len(s.Mounts) > maxMounts {

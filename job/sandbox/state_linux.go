@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ const (
 	filePid    = "sandbox.pid" // written by runsc
 	fileShim   = "shim.log"    // what the shim itself complains about
 	dirBundle  = "bundle"      // config.json
+	fileDisk   = "disk.img"    // backing of an OCI runtime's writable layer
 	dirSkel    = "skel"        // mount points and /etc files over the image
 	dirRoot    = "root"        // where the shim mounts the root, in its own namespace
 	dirSecrets = "secrets"     // where the shim mounts the secrets, in its own namespace
@@ -34,15 +36,20 @@ const (
 type plan struct {
 	Version int       `json:"version"`
 	Spec    Spec      `json:"spec"`
-	Runsc   string    `json:"runsc"`
-	UID     uint32    `json:"uid"` // of the program inside
+	Runsc   string    `json:"runsc"`         // empty with OCI
+	OCI     string    `json:"oci,omitempty"` // the runtime of the host that runs it, instead of gVisor
+	UID     uint32    `json:"uid"`           // of the program inside
 	GID     uint32    `json:"gid"`
 	User    bool      `json:"user"` // run by an ordinary user, in a user namespace
 	Cgroup  string    `json:"cgroup,omitempty"`
+	Resolv  string    `json:"resolv,omitempty"` // the machine's resolv.conf
 	Made    time.Time `json:"made"`
 }
 
 const planVersion = 1
+
+// program is what runs the container.
+func (p plan) program() string { return cmp.Or(p.OCI, p.Runsc) }
 
 // Phases of state.
 const (
@@ -58,7 +65,20 @@ type state struct {
 }
 
 // writeJSON replaces dir/name atomically and durably.
-func writeJSON(dir, name string, v any) (err error) {
+func writeJSON(dir, name string, v any) error {
+	if err := replaceJSON(dir, name, v, true); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// replaceJSON replaces dir/name atomically. What is not synced may be gone when
+// the machine fails, not when a process does.
+func replaceJSON(dir, name string, v any, sync bool) (err error) {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", name, err)
@@ -76,17 +96,13 @@ func writeJSON(dir, name string, v any) (err error) {
 	if _, err = tmp.Write(data); err != nil {
 		return err
 	}
-	if err = errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+	if sync {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
-	if err = os.Rename(tmp.Name(), filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return os.Rename(tmp.Name(), filepath.Join(dir, name))
 }
 
 // maxStateFile bounds the files read back.
@@ -97,6 +113,9 @@ func readJSON(dir, name string, v any) error {
 	data, err := readBounded(file, maxStateFile)
 	if err != nil {
 		return err
+	}
+	if len(data) == 0 { // all that a failure of the machine left of it
+		return fmt.Errorf("%s is empty: %w", file, os.ErrNotExist)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("%s is damaged: %w", file, err)

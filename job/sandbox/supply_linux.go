@@ -55,27 +55,59 @@ func (r *Runtime) Supply(ctx context.Context, id string, s Supplier) error {
 // CanArrive says by nil that the runtime can run containers whose image is still
 // arriving; else why not. Upstream's runsc cannot: it would show empty files.
 func (r *Runtime) CanArrive(ctx context.Context) error {
+	return r.can(ctx, lazyFeature, "can start a container before its image is whole")
+}
+
+// CanOutbound says by nil that the runtime can give containers a network; else
+// why not. Upstream's runsc cannot, without a network namespace made for it.
+func (r *Runtime) CanOutbound(ctx context.Context) error {
+	return r.can(ctx, netFeature, "can give a container a network")
+}
+
+// can asks the runtime for a feature, once for each runtime.
+func (r *Runtime) can(ctx context.Context, feature, words string) error {
 	runsc, err := r.Ready(ctx)
 	if err != nil {
 		return err
 	}
+	switch {
+	case r.oci != "" && feature == lazyFeature:
+		return errWhole(runsc)
+	case r.oci != "":
+		return r.onlyGVisor(words)
+	}
+	list, err := r.features(ctx, runsc)
+	if err != nil {
+		return fmt.Errorf("%w that %s: %s is another than `make payload` builds: %w", ErrNoRuntime, words, runsc, err)
+	}
+	if !slices.ContainsFunc(list, func(f []string) bool { return f[0] == feature }) {
+		return fmt.Errorf("%w that %s: %s is older than what `make payload` builds", ErrNoRuntime, words, runsc)
+	}
+	return nil
+}
+
+// features are the lines in which our own runsc says what it can do beyond
+// upstream's, which fails here. It is asked once.
+func (r *Runtime) features(ctx context.Context, runsc string) ([][]string, error) {
 	r.unpacking.Lock()
 	defer r.unpacking.Unlock()
-	if r.lazy == runsc {
-		return nil
+	if r.asksFor == runsc {
+		return r.answers, nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, featuresTime, fmt.Errorf("no answer within %s", featuresTime))
 	defer cancel()
 	out, err := exec.CommandContext(ctx, runsc, "lumbung-features").Output()
-	if err == nil && !slices.Contains(strings.Fields(string(out)), lazyFeature) {
-		err = errors.New("it is an older one")
-	}
 	if err != nil {
-		return fmt.Errorf("%w that can start a container before its image is whole: %s is another than `make payload` builds: %w",
-			ErrNoRuntime, runsc, errors.Join(err, context.Cause(ctx)))
+		return nil, errors.Join(err, context.Cause(ctx))
 	}
-	r.lazy = runsc
-	return nil
+	var list [][]string
+	for line := range strings.Lines(string(out)) {
+		if words := strings.Fields(line); len(words) > 0 {
+			list = append(list, words)
+		}
+	}
+	r.asksFor, r.answers = runsc, list
+	return list, nil
 }
 
 const (

@@ -99,8 +99,9 @@ func (s *sentry) send(req []byte, files []*os.File) error {
 	return err
 }
 
-// run starts one more program, given as an open file, as a user without any
-// capability. The files are its descriptors from 0 on.
+// run starts one more program, given as an open file or, where that is nil, by
+// the name of a file inside, as a user without any capability. The files are its
+// descriptors from 0 on.
 func (s *sentry) run(uid, gid uint32, args []string, program *os.File, files ...*os.File) error {
 	guest := make([]int, len(files))
 	for i := range files {
@@ -110,8 +111,13 @@ func (s *sentry) run(uid, gid uint32, args []string, program *os.File, files ...
 		"ContainerID": cid, "argv": args, "envv": []string{}, "wd": "/", "KUID": uid, "KGID": gid,
 		"NoNewPrivileges": true, "Capabilities": map[string]any{}, "GuestFDs": guest,
 	}
+	if program == nil {
+		arg["filename"] = args[0]
+	} else {
+		files = append(files[:len(files):len(files)], program)
+	}
 	var pid int32
-	return s.callFor(urpcTimeout, "containerManager.ExecuteAsync", arg, &pid, append(files[:len(files):len(files)], program)...)
+	return s.callFor(urpcTimeout, "containerManager.ExecuteAsync", arg, &pid, files...)
 }
 
 // running says whether the program inside has been started.

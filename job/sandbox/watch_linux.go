@@ -19,6 +19,8 @@ import (
 
 const (
 	startLimit = 60 * time.Second // for runsc to start the program
+	// restoreLimit is for the memory of a restored program to be read too.
+	restoreLimit = 30 * time.Minute
 	// statusDoubt is how long a sandbox may have been ending already when it was
 	// asked how its program ended. Only one that was asked before and ended
 	// without an answer was killed.
@@ -50,24 +52,24 @@ const (
 func (s *shim) watch(ctx context.Context, pipe *os.File) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(s.watchDisk)
+	wg.Go(s.engine.watchDisk)
 	wg.Go(s.watchImage)
-	if !s.awaitRunning(ctx) {
+	if !s.engine.awaitRunning(ctx) {
 		return
 	}
 	s.mu.Lock()
 	s.started = time.Now()
 	s.waitedBefore = s.lazy.waitedFor()
-	st := state{Phase: phaseRunning, Shim: os.Getpid(), Started: s.started}
+	st := state{Phase: phaseRunning, Shim: s.pid, Started: s.started}
 	s.mu.Unlock()
-	if err := writeJSON(s.dir, fileState, st); err != nil {
+	// A machine that fails takes the container along: there is nothing to sync for.
+	if err := replaceJSON(s.dir, fileState, st, false); err != nil {
 		fmt.Fprintln(os.Stderr, "recording the start:", err)
 	}
 	s.hub.changed()
 	_ = json.NewEncoder(pipe).Encode(ready{Started: st.Started})
 
-	wg.Go(func() { s.watchStatus(ctx) })
-	wg.Go(func() { s.watchSentry(ctx) })
+	s.engine.observe(ctx, &wg)
 	wg.Go(func() { s.watchOutputs() })
 	s.watchBounded(&wg)
 	s.watchMemory(st.Started)
@@ -86,7 +88,11 @@ func (s *shim) pause(d time.Duration) bool {
 }
 
 func (s *shim) awaitRunning(ctx context.Context) bool {
-	deadline := time.Now().Add(startLimit)
+	limit := startLimit
+	if s.plan.Spec.Restore != "" {
+		limit = restoreLimit
+	}
+	deadline := time.Now().Add(limit)
 	var c *sentry
 	defer func() {
 		if c != nil {
@@ -95,10 +101,7 @@ func (s *shim) awaitRunning(ctx context.Context) bool {
 	}()
 	for s.pause(startPoll) {
 		if time.Now().Add(-s.lazy.waitedFor()).After(deadline) {
-			s.mu.Lock()
-			s.failure = fmt.Sprintf("the program did not start within %s", startLimit)
-			s.mu.Unlock()
-			s.kill()
+			s.startedLate(limit)
 			return false
 		}
 		if c == nil {
@@ -120,6 +123,14 @@ func (s *shim) awaitRunning(ctx context.Context) bool {
 		return true
 	}
 	return false
+}
+
+// startedLate ends a container that takes too long to start.
+func (s *shim) startedLate(limit time.Duration) {
+	s.mu.Lock()
+	s.failure = fmt.Sprintf("the program did not start within %s", limit)
+	s.mu.Unlock()
+	s.kill()
 }
 
 // watchStatus learns how the program ended from the sandbox itself: runsc's own
@@ -156,6 +167,7 @@ func (s *shim) watchSentry(ctx context.Context) {
 		}
 	}()
 	limit := uint64(s.plan.Spec.Pids) //nolint:gosec // validated positive
+	var measured time.Time
 	for wait := time.Duration(0); s.pause(wait); {
 		wait = sentryPoll
 		if c == nil {
@@ -163,11 +175,16 @@ func (s *shim) watchSentry(ctx context.Context) {
 				continue
 			}
 		}
-		cpu, pids, err := c.counters()
+		_, pids, err := c.counters() // its count of CPU is of time that passed
 		if err != nil {
 			c.close()
 			c = nil
 			continue
+		}
+		var cpu time.Duration
+		if now := time.Now(); now.Sub(measured) >= sentryPoll { // it costs more than to count
+			measured = now
+			cpu, _ = treeCPU(s.pid)
 		}
 		s.mu.Lock()
 		s.usage.CPU, s.usage.Pids = max(cpu, s.usage.CPU), pids
@@ -238,10 +255,6 @@ func (s *shim) lookDisk(m *meter) uint64 {
 // watchMemory holds the memory and time limits.
 func (s *shim) watchMemory(started time.Time) {
 	spec := s.plan.Spec
-	s.mu.Lock()
-	m := &meter{pid: s.sandbox}
-	s.mu.Unlock()
-	defer m.close()
 	over := false
 	for wait := time.Duration(0); s.pause(wait); {
 		now := time.Now()
@@ -249,7 +262,7 @@ func (s *shim) watchMemory(started time.Time) {
 			s.exceed(Exceeded{Limit: LimitTime, Max: uint64(spec.RunLimit), Seen: uint64(ran), At: now, Killed: true}) //nolint:gosec // positive
 			return
 		}
-		memory := m.look()
+		memory := s.engine.memory()
 		s.mu.Lock()
 		s.usage.Memory = memory
 		s.usage.MemoryPeak = max(s.usage.MemoryPeak, memory)

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -66,10 +68,20 @@ func main() {
 		check(os.WriteFile(arg(1), nil, 0o644))
 	case "stages": // DIR: writes a file, and another when it finds one named go
 		stages(arg(1))
+	case "reach": // what a program sees of a network, and asks of it
+		cat([]string{"/etc/resolv.conf", "/proc/net/dev"})
+		_, err := net.LookupHost("www.example.com")
+		fmt.Println("lookup", err != nil)
+		for _, addr := range os.Args[2:] {
+			_, err := net.Dial("tcp", addr)
+			fmt.Println(err)
+		}
 	case "serve":
 		serve()
 	case "service": // DIR: unwell until it finds a file named go in the folder
 		service(arg(1))
+	case "counter":
+		counter()
 	case "hang":
 		select {}
 	case "tick": // like hang, but with a timer, so that the runtime sees no deadlock
@@ -86,6 +98,10 @@ func main() {
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("waiting")
 		for range time.Tick(time.Second) {
+		}
+	case "eat": // memory, until it is ended for it
+		for all := [][]byte{}; ; {
+			all = append(all, bytes.Repeat([]byte{1}, 1<<20))
 		}
 	case "burn":
 		for end := time.Now().Add(span(arg(1))); time.Now().Before(end); {

@@ -1,6 +1,7 @@
 // Command forwarder runs inside a container and connects what comes over its
-// standard input, a Unix stream, to the container's own ports. Package sandbox
-// starts it from a file outside when somebody first asks for a port.
+// standard input, a Unix stream or with standard output a pair of pipes, to the
+// container's own ports. Package sandbox starts it when somebody first asks for a
+// port.
 package main
 
 import (
@@ -11,10 +12,24 @@ import (
 )
 
 func main() {
-	conn, err := net.FileConn(os.Stdin)
+	conn, err := connection()
 	if err == nil {
-		_ = os.Stdin.Close()
 		err = portmux.Serve(conn)
 	}
 	_ = err // nobody is there to read it: the other end sees this one gone
+}
+
+func connection() (net.Conn, error) {
+	info, err := os.Stdin.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&os.ModeSocket == 0 { // FileConn would make it not block
+		return portmux.Pipes(os.Stdin, os.Stdout), nil
+	}
+	conn, err := net.FileConn(os.Stdin)
+	if err == nil {
+		_ = os.Stdin.Close()
+	}
+	return conn, err
 }

@@ -101,6 +101,12 @@ func run(op string, args []string) {
 		<-ch
 		fmt.Println("bye")
 		os.Exit(7)
+	case "trapeat": // eats memory from SIGTERM on
+		ch := make(chan os.Signal, 1)
+		signal.Notify(ch, syscall.SIGTERM)
+		fmt.Println("ready")
+		<-ch
+		run("eat", nil)
 	case "deaf":
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 		fmt.Println("ready")
@@ -166,6 +172,55 @@ func run(op string, args []string) {
 		d, _ := time.ParseDuration(args[0])
 		for end := time.Now().Add(d); time.Now().Before(end); {
 		}
+	case "spinners": // N at once for D, each for a moment at a time in a process of its own
+		n, _ := strconv.Atoi(args[0])
+		d, _ := time.ParseDuration(args[1])
+		end := time.Now().Add(d)
+		var wg sync.WaitGroup
+		for range n {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					_ = exec.Command("/job", "spin", "20ms").Run()
+				}
+			})
+		}
+		wg.Wait()
+	case "crunch": // N threads at work for D
+		n, _ := strconv.Atoi(args[0])
+		d, _ := time.ParseDuration(args[1])
+		end := time.Now().Add(d)
+		var wg sync.WaitGroup
+		for range n {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+				}
+			})
+		}
+		wg.Wait()
+	case "background": // N threads at work from now on
+		n, _ := strconv.Atoi(args[0])
+		for range n {
+			go func() {
+				for {
+				}
+			}()
+		}
+	case "syscalls": // N threads in system calls for D
+		n, _ := strconv.Atoi(args[0])
+		d, _ := time.ParseDuration(args[1])
+		end := time.Now().Add(d)
+		var wg sync.WaitGroup
+		for range n {
+			wg.Go(func() {
+				f, err := os.Open("/dev/zero")
+				check(err)
+				b := make([]byte, 8<<20)
+				for time.Now().Before(end) {
+					_, _ = f.Read(b)
+				}
+			})
+		}
+		wg.Wait()
 	case "write":
 		report("write "+args[0], os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")), 0o644))
 	case "mustwrite":
@@ -237,11 +292,19 @@ func run(op string, args []string) {
 		report("net", err)
 		_, err = net.Listen("tcp", "127.0.0.1:0")
 		report("loopback", err)
+	case "work":
+		work(args[0])
+	case "forbidden":
+		forbidden()
 	case "files": // open files until it cannot
 		n := 0
 		for {
 			if _, err := os.Open("/job"); err != nil {
 				fmt.Println("opened", n, err)
+				more := syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+				report("raise", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &more))
+				_, _, errno := syscall.Syscall(syscall.SYS_DUP3, 1, 5000, 0)
+				report("beyond", errno)
 				return
 			}
 			n++
@@ -256,6 +319,10 @@ func run(op string, args []string) {
 		}
 	case "serve":
 		serve(args)
+	case "addone":
+		addone()
+	case "tick":
+		tick(args)
 	case "upper": // stdin to stdout in capitals
 		b, err := io.ReadAll(os.Stdin)
 		check(err)
@@ -266,7 +333,9 @@ func run(op string, args []string) {
 		check(err)
 		fmt.Printf("terminal %s line %s", size(), line)
 	default:
-		fmt.Println("unknown step", op)
-		os.Exit(2)
+		if !hostile(op, args) && !netStep(op, args) {
+			fmt.Println("unknown step", op)
+			os.Exit(2)
+		}
 	}
 }
