@@ -72,7 +72,7 @@ func (e *execution) usage(now time.Time, phase State, waited time.Duration) int6
 	if e.c.State != Running || phase != Running || e.checkpoints.moved { // how long it ran is known by its end
 		return e.c.UsageMs
 	}
-	ran := paidTime(now.Sub(e.c.RunningAt), waited)
+	ran := e.c.paidTime(now.Sub(e.c.RunningAt), waited)
 	if e.c.ReadyMax > 0 { // its limit is held by this node, which may have been away
 		ran = min(ran, e.c.paidLimit().Milliseconds())
 	}

@@ -31,9 +31,19 @@ func (e *execution) waited(ctx context.Context) time.Duration {
 	return max(0, w.Waited(ctx, e.containerID())-c.WaitedBefore)
 }
 
-// paidTime is a running time without what the image was waited for.
-func paidTime(ran, waited time.Duration) int64 {
-	return max(0, (ran - max(0, waited)).Milliseconds())
+// paidTime is a running time without what the image was waited for meanwhile, as
+// far as the time to fetch goes: a renter that keeps a file back would have all
+// else for nothing.
+func (c Contract) paidTime(ran, waited time.Duration) int64 {
+	free := c.FetchMax - c.WaitedBefore
+	switch {
+	case !c.StartingAt.IsZero():
+		free -= c.StartingAt.Sub(c.LeasedAt)
+	case !c.RunningAt.IsZero():
+		free -= c.RunningAt.Sub(c.LeasedAt)
+	}
+	free = max(0, free)
+	return max(0, (ran - min(max(0, waited), free)).Milliseconds())
 }
 
 // affordable is how long the budget lasts at the price.

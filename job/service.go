@@ -178,11 +178,11 @@ func (c Contract) paid(exit sandbox.Exit) int64 {
 	case exit.Started.IsZero():
 		return 0
 	case c.ReadyMax == 0:
-		return paidTime(exit.Ended.Sub(exit.Started), exit.Usage.Waited)
+		return c.paidTime(exit.Ended.Sub(exit.Started), exit.Usage.Waited)
 	case c.RunningAt.IsZero():
 		return 0
 	}
-	ran := paidTime(exit.Ended.Sub(c.RunningAt), exit.Usage.Waited-c.WaitedBefore)
+	ran := c.paidTime(exit.Ended.Sub(c.RunningAt), exit.Usage.Waited-c.WaitedBefore)
 	return min(ran, c.paidLimit().Milliseconds())
 }
 

@@ -146,12 +146,17 @@ func makeCgroup(name string, s Spec, over room) (*cgroup, error) {
 		}
 		if err := g.limit(controller, dir, s, over); err != nil {
 			errs = append(errs, err)
-			_ = os.Remove(dir)
+			if !v2 { // there they share one folder
+				_ = os.Remove(dir)
+			}
 			continue
 		}
 		g.dirs[controller] = dir
 	}
 	if len(g.dirs) == 0 {
+		if v2 {
+			_ = removeCgroup(context.Background(), name)
+		}
 		return nil, errors.Join(errs...)
 	}
 	return g, nil
@@ -223,7 +228,10 @@ func (g *cgroup) holds(controller string) bool { return g != nil && g.dirs[contr
 func (g *cgroup) start(cmd *exec.Cmd, before func()) error {
 	var threads []string
 	if g != nil && g.v2 {
-		group, err := os.Open(g.dirs["pids"])
+		var dir string // one for all
+		for _, dir = range g.dirs {
+		}
+		group, err := os.Open(dir)
 		if err != nil {
 			return err
 		}

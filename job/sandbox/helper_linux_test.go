@@ -54,7 +54,7 @@ func TestWithoutCgroups(t *testing.T) {
 	findRunsc(t)
 	self, err := os.Executable()
 	must(t, err)
-	cmd := exec.CommandContext(ctxOfLong(t), self, "hide-cgroups", "-test.v", "-test.timeout=30m", "-test.run=^(TestMemoryLimit|TestPidsLimit|TestCPULimit|TestStopWhileHeldBack|TestNodeKilled|TestRemove|TestNoCgroups)$")
+	cmd := exec.CommandContext(ctxOfLong(t), self, "hide-cgroups", "-test.v", "-test.timeout=30m", "-test.run=^(TestMemoryLimit|TestPidsLimit|TestCPULimit|TestStopWhileHeldBack|TestLazyHeldBack|TestNodeKilled|TestRemove|TestNoCgroups)$")
 	cmd.Env = append(os.Environ(), "SANDBOX_TEST_NO_CGROUPS=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()

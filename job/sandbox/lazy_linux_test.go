@@ -189,6 +189,54 @@ func TestLazyReadWaits(t *testing.T) {
 	}
 }
 
+// A file that is kept back does not let the rest of the job use more than its
+// share of CPU.
+func TestLazyHeldBack(t *testing.T) {
+	e := newEnv(t)
+	a := newArriving(t, e, map[string]string{"/late": "it came"})
+	must(t, a.put("/job"))
+	asked := make(chan struct{})
+	release := make(chan struct{})
+	slow := a.supplier()
+	slow.Fill = func(ctx context.Context, name string) error {
+		if name == "/late" {
+			close(asked)
+			select {
+			case <-release:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return a.fill(ctx, name)
+	}
+	s := a.spec(e, "background", "3", ";", "cat", "/late")
+	s.CPUMillis = 200
+	must(t, e.r.Prepare(ctxOf(t), s))
+	_, end := supplyOf(t, e.r, s.ID, slow)
+	_, err := e.r.Start(ctxOf(t), s.ID, nil)
+	must(t, err)
+	<-asked
+	usage := func() (time.Time, time.Duration) {
+		u, err := e.r.Usage(ctxOf(t), s.ID)
+		must(t, err)
+		return time.Now(), u.CPU
+	}
+	begin, before := usage()
+	time.Sleep(4 * time.Second) // of which it may run one second's debt ahead
+	now, after := usage()
+	ran := now.Sub(begin)
+	t.Logf("%s of CPU in %s", after-before, ran)
+	if most := (ran + cpuAhead) / 5 * 3 / 2; after-before > most {
+		t.Errorf("used %s of CPU in %s with a fifth of a CPU", after-before, ran)
+	}
+	close(release)
+	x := e.wait(s.ID)
+	must(t, end())
+	if got := e.output(s.ID); x.Code != 0 || !strings.Contains(got, "it came") {
+		t.Errorf("%+v %q", x, got)
+	}
+}
+
 // Many reads at once, and a file read by all, get what is theirs.
 func TestLazyManyReads(t *testing.T) {
 	e := newEnv(t)

@@ -28,6 +28,7 @@ var differences = []difference{
 	{"TestForwardIntoAStoppedProgram", "the supervisor connects: nothing of ours is inside that could be stopped"},
 	{"TestLazyImage", "only gVisor asks before it opens a file: images come whole"},
 	{"TestLazyReadWaits", "images come whole"},
+	{"TestLazyHeldBack", "images come whole"},
 	{"TestLazyManyReads", "images come whole"},
 	{"TestLazyFillFails", "images come whole"},
 	{"TestLazyNeedsOurRuntime", "images come whole: TestOCITakesWholeImages"},

@@ -23,52 +23,64 @@ type census struct {
 	pids               []int
 }
 
+// runtimeThreads is how many of its threads the first process of an exec is
+// forgiven: until the program begins in it, that is the runtime itself.
+const runtimeThreads = 16
+
 // ticks of the kernel's clock in a second, as /proc counts.
 const ticks = 100
 
 // countProcesses looks at every process that is in a namespace below the shim's:
-// so at the container's, not at the runtime's on its way.
-func countProcesses() (c census) {
+// so at the container's, not at the runtime's on its way. init is the first of them.
+func countProcesses(init int) (c census) {
 	entries, _ := os.ReadDir("/proc")
 	own, _ := os.Readlink("/proc/self/ns/pid")
+	outside := func(pid int) bool {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		return err == nil && ns == own
+	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == 1 {
 			continue
 		}
-		dir := filepath.Join("/proc", e.Name())
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/pid")); err == nil && ns == own {
+		if outside(pid) {
 			continue
 		}
-		stat, err := readBounded(filepath.Join(dir, "stat"), 4096)
+		stat, err := readBounded(fmt.Sprintf("/proc/%d/stat", pid), 4096)
 		if err != nil {
 			continue
 		}
-		c.add(pid, stat)
+		parent, threads := c.add(pid, stat)
+		if pid != init && threads > 1 && outside(parent) {
+			c.threads -= min(threads-1, runtimeThreads)
+		}
 	}
 	return c
 }
 
 // add reads a line of /proc/PID/stat; the name in brackets may hold anything.
-func (c *census) add(pid int, stat []byte) {
+func (c *census) add(pid int, stat []byte) (parent int, threads uint64) {
 	i := bytes.LastIndexByte(stat, ')')
 	if i < 0 {
-		return
+		return 0, 0
 	}
 	f := strings.Fields(string(stat[i+1:]))
 	if len(f) < 18 {
-		return
+		return 0, 0
 	}
 	number := func(i int) uint64 { n, _ := strconv.ParseUint(f[i], 10, 63); return n }
 	if f[0] == "Z" || f[0] == "X" {
 		c.processes, c.threads = c.processes+1, c.threads+1 // a zombie takes a place
-		return
+		return 0, 0
 	}
-	c.processes, c.threads = c.processes+1, c.threads+max(number(17), 1)
+	threads = max(number(17), 1)
+	c.processes, c.threads = c.processes+1, c.threads+threads
 	c.cpu += time.Duration(number(11)+number(12)+number(13)+number(14)) * (time.Second / ticks) //nolint:gosec // of 63 bits
 	anon, shared := kibs(filepath.Join("/proc", strconv.Itoa(pid), "status"), "RssAnon", "RssShmem")
 	c.anon, c.shared = c.anon+anon, c.shared+shared
 	c.pids = append(c.pids, pid)
+	return int(number(1)), threads //nolint:gosec // a process id
 }
 
 // observe keeps counters and ends a container with too many processes: where
@@ -78,7 +90,7 @@ func (o *oci) observe(_ context.Context, wg *sync.WaitGroup) {
 		limit := uint64(o.plan.Spec.Pids) //nolint:gosec // validated positive
 		for wait := time.Duration(0); o.pause(wait); {
 			begin := time.Now()
-			c := countProcesses()
+			c := countProcesses(o.init)
 			o.mu.Lock()
 			o.usage.CPU, o.usage.Pids = max(c.cpu, o.usage.CPU), c.threads
 			o.mu.Unlock()
@@ -99,7 +111,7 @@ func (o *oci) memory() uint64 {
 	if n, ok := o.cg.memory(); ok {
 		return n
 	}
-	c, files := countProcesses(), o.tmpfs()
+	c, files := countProcesses(o.init), o.tmpfs()
 	// What is mapped of the files is shared memory too.
 	if n := c.anon + max(c.shared, files); n <= o.plan.Spec.MemoryBytes {
 		return n

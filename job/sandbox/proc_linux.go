@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,24 +47,6 @@ func belongs(dir string, pid int) bool {
 	line, err := readBounded(fmt.Sprintf("/proc/%d/cmdline", pid), 1<<20)
 	return err == nil && (bytes.Contains(line, []byte("--root="+filepath.Join(dir, dirRunsc)+"\x00")) ||
 		bytes.Contains(line, []byte(ShimArg+"\x00"+dir+"\x00")))
-}
-
-// startedBy are the children of a process, where the kernel lists them
-// (CONFIG_PROC_CHILDREN).
-func startedBy(pid int) (pids []int) {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, name := range lists {
-		data, err := readBounded(name, 1<<16)
-		if err != nil {
-			continue // the thread has just ended
-		}
-		for _, f := range strings.Fields(string(data)) {
-			if n, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, n)
-			}
-		}
-	}
-	return pids
 }
 
 // killAll ends every process of the container and waits until none is left.

@@ -24,6 +24,7 @@ const (
 	cpuLook  = 5 * time.Millisecond  // between looks, at least
 	cpuIdle  = 100 * time.Millisecond
 	cpuRest  = time.Minute // bounds one pause
+	cpuAhead = time.Second // of rest, that is owed while a part of the image is waited for
 	cpuHeard = cpuIdle     // that a job may run to hear that it is to end
 )
 
@@ -86,9 +87,9 @@ func (s *shim) watchCPU(ctx context.Context) {
 		cost := min(time.Since(begin)*10_000/time.Duration(a.millis), 2*cpuIdle)
 		rest, next := a.look(begin, used)
 		wait = max(next, cost)
-		// While a part of the image is waited for a pause would not come to be, and
-		// its time is not charged.
-		if rest == 0 || s.lazy.waits() {
+		// While a part of the image is waited for, a pause comes to be only when it
+		// has arrived: most arrive at once. What runs on meanwhile may not get far.
+		if rest == 0 || s.lazy.waits() && rest < cpuAhead {
 			continue
 		}
 		err = g.hold(ctx, func() {

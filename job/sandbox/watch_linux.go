@@ -219,8 +219,6 @@ func (s *shim) watchDisk() {
 	s.lookDisk(m)
 }
 
-// lookDisk says what the writable layer takes, and names one that is full to
-// the last fiftieth: the sandbox refuses more by itself.
 // mayHoldDisk are processes that may have the writable layer open: the sandbox,
 // once its id is told, and before that all that runsc has started. A program that
 // is over a moment after its start leaves no time to look for it then.
@@ -236,11 +234,14 @@ func (s *shim) mayHoldDisk() []int {
 	}
 	pids := []int{runsc.Pid}
 	for i := 0; i < len(pids) && len(pids) < 16; i++ {
-		pids = append(pids, startedBy(pids[i])...)
+		below, _ := children(pids[i])
+		pids = append(pids, below...)
 	}
 	return pids
 }
 
+// lookDisk says what the writable layer takes, and names one that is full to
+// the last fiftieth: the sandbox refuses more by itself.
 func (s *shim) lookDisk(m *meter) uint64 {
 	disk := m.lastDisk()
 	s.mu.Lock()
@@ -255,7 +256,7 @@ func (s *shim) lookDisk(m *meter) uint64 {
 // watchMemory holds the memory and time limits.
 func (s *shim) watchMemory(started time.Time) {
 	spec := s.plan.Spec
-	over := false
+	var over time.Time // since when
 	for wait := time.Duration(0); s.pause(wait); {
 		now := time.Now()
 		if ran := now.Sub(started); ran >= spec.RunLimit {
@@ -267,14 +268,23 @@ func (s *shim) watchMemory(started time.Time) {
 		s.usage.Memory = memory
 		s.usage.MemoryPeak = max(s.usage.MemoryPeak, memory)
 		s.mu.Unlock()
-		// Freed pages are given back a moment late: one look just over the
-		// limit is not enough to kill.
-		if memory > spec.MemoryBytes && (over || memory > spec.MemoryBytes/4*5) {
+		// Freed pages are given back a moment late: to be just over the limit for
+		// that long is not enough to be killed.
+		limit := spec.MemoryBytes
+		switch {
+		case memory <= limit:
+			over = time.Time{}
+		case over.IsZero():
+			over = now
+		}
+		if !over.IsZero() {
+			limit = limit / 4 * 5
+		}
+		if memory > limit || !over.IsZero() && now.Sub(over) >= maxLook {
 			s.exceed(Exceeded{Limit: LimitMemory, Max: spec.MemoryBytes, Seen: memory, At: now, Killed: true})
 			return
 		}
-		over = memory > spec.MemoryBytes
-		wait = min(headroom(memory, spec.MemoryBytes, minLook), spec.RunLimit-now.Sub(started))
+		wait = min(headroom(memory, limit, minLook), spec.RunLimit-now.Sub(started))
 		wait = max(wait, minLook)
 	}
 }

@@ -50,14 +50,14 @@ func (n *Network) namesByUDP(in *gonet.UDPConn, f *flow) {
 
 // namesByTCP answers the questions of one connection in their order.
 func (n *Network) namesByTCP(r *tcp.ForwarderRequest) {
-	in, ep := accept(r)
+	in := accept(r)
 	if in == nil {
 		return
 	}
-	f := &flow{kind: kindTCP, idle: idleAnswer, abort: ep.Abort}
+	f := &flow{kind: kindTCP, idle: idleAnswer, abort: in.ep.Abort}
 	n.enter(f)
 	defer n.drop(f)
-	defer func() { _ = in.Close() }()
+	defer n.finish(in)
 	for {
 		msg, err := readFramed(in, maxQuestion)
 		if err != nil {

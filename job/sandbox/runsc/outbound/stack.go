@@ -25,7 +25,7 @@ const (
 	maxConns   = 512           // TCP connections
 	maxFlows   = 256           // UDP, one a pair of addresses and ports
 	maxDials   = 64            // TCP connections that are being made
-	maxBuffer  = 256 << 10     // bytes of a connection towards the container, each way
+	maxBuffer  = 128 << 10     // bytes of a connection towards the container, each way
 	idleTCP    = 2 * time.Hour // without a byte either way
 	unreadTCP  = time.Minute   // of the rest of one that has ended
 	idleUDP    = 2 * time.Minute

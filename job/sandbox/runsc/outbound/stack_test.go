@@ -430,6 +430,53 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestUnread: a connection that is over takes its place for as long as the
+// container has not read the rest of it.
+func TestUnread(t *testing.T) {
+	b := newBox(t, 1<<30)
+	few := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 8 << 10, Max: 8 << 10}
+	if err := b.inside.SetTransportProtocolOption(tcp.ProtocolNumber, &few); err != nil {
+		t.Fatal(err)
+	}
+	const size = 64 << 10
+	b.serve("93.184.216.34:80", func(c *net.TCPConn) { _, _ = c.Write(make([]byte, size)) })
+	b.serve("93.184.216.34:81", capitals)
+	places := func() int {
+		b.net.mu.Lock()
+		defer b.net.mu.Unlock()
+		return b.net.count[kindTCP]
+	}
+	c, err := b.dial("93.184.216.34:80")
+	ok(t, err)
+	ok(t, c.CloseWrite())
+	for range 20 { // each of these is over after all that is done for the first
+		other, err := b.dial("93.184.216.34:81")
+		ok(t, err)
+		ok(t, other.CloseWrite())
+		_, err = io.ReadAll(other)
+		ok(t, err)
+		ok(t, other.Close())
+		for deadline := time.Now().Add(long); places() > 1; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("a place does not come free")
+			}
+		}
+		if places() != 1 {
+			t.Fatal("the place came free before the rest was read")
+		}
+	}
+	all, err := io.ReadAll(c)
+	if err != nil || len(all) != size {
+		t.Fatalf("%d bytes, %v", len(all), err)
+	}
+	ok(t, c.Close())
+	for deadline := time.Now().Add(long); places() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the place does not come free")
+		}
+	}
+}
+
 func TestIdle(t *testing.T) {
 	b := newBox(t, 1<<30)
 	b.serve("93.184.216.34:80", func(c *net.TCPConn) { _, _ = io.Copy(c, c) })

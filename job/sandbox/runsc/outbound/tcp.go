@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -42,31 +43,56 @@ func (n *Network) handleTCP(r *tcp.ForwarderRequest) {
 		n.Log.Debug("connection refused", "to", to, "err", err)
 		return
 	}
-	in, ep := accept(r)
+	in := accept(r)
 	if in == nil {
 		_ = out.Close()
 		return
 	}
-	n.relay(in, ep, out.(*net.TCPConn))
+	n.relay(in, out.(*net.TCPConn))
+}
+
+// inner is a connection's end towards the container.
+type inner struct {
+	*gonet.TCPConn
+	ep  tcpip.Endpoint
+	end <-chan struct{} // gets one when the connection is no more
 }
 
 // accept finishes the handshake with the container.
-func accept(r *tcp.ForwarderRequest) (*gonet.TCPConn, tcpip.Endpoint) {
-	var wq waiter.Queue
-	ep, err := r.CreateEndpoint(&wq)
+func accept(r *tcp.ForwarderRequest) *inner {
+	wq := new(waiter.Queue)
+	over, end := waiter.NewChannelEntry(waiter.EventHUp)
+	wq.EventRegister(&over)
+	ep, err := r.CreateEndpoint(wq)
 	r.Complete(err != nil)
 	if err != nil {
-		return nil, nil
+		return nil
 	}
 	ep.SocketOptions().SetKeepAlive(true)
 	ep.SocketOptions().SetDelayOption(false)
-	return gonet.NewTCPConn(&wq, ep), ep
+	return &inner{gonet.NewTCPConn(wq, ep), ep, end}
+}
+
+// finish closes a connection and keeps its place until the stack has let go of
+// it too: that holds what the container has yet to read.
+func (n *Network) finish(in *inner) {
+	unread := tcpip.TCPUserTimeoutOption(unreadTCP) // it might never
+	_ = in.ep.SetSockOpt(&unread)
+	_ = in.Close()
+	t := time.NewTimer(2 * unreadTCP)
+	defer t.Stop()
+	select {
+	case <-in.end:
+	case <-n.life.Done():
+	case <-t.C:
+		in.ep.Abort()
+	}
 }
 
 // relay moves bytes both ways until both directions have ended: an end of one
 // is passed on, and the other goes on.
-func (n *Network) relay(in *gonet.TCPConn, ep tcpip.Endpoint, out *net.TCPConn) {
-	reset := sync.OnceFunc(ep.Abort)
+func (n *Network) relay(in *inner, out *net.TCPConn) {
+	reset := sync.OnceFunc(in.ep.Abort)
 	f := &flow{kind: kindTCP, idle: idleTCP, abort: func() {
 		_ = out.SetLinger(0)
 		_ = out.Close()
@@ -89,10 +115,7 @@ func (n *Network) relay(in *gonet.TCPConn, ep tcpip.Endpoint, out *net.TCPConn) 
 	}
 	both.Wait()
 	_ = out.Close()
-	// What a program has not read by then would be kept as long as it likes.
-	unread := tcpip.TCPUserTimeoutOption(unreadTCP)
-	_ = ep.SetSockOpt(&unread)
-	_ = in.Close()
+	n.finish(in)
 }
 
 var errOver = errors.New("the limit of bytes is met")
