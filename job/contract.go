@@ -476,8 +476,9 @@ func (c Contract) closedByRenter(in Settled, now time.Time) (Contract, []Effect,
 	if c.Side == SideProvider {
 		c.UsageMs = in.UsageMs
 		c.Charge = c.due(c.UsageMs)
-		if underWay {
-			return c, []Effect{EffectBook, EffectStop, EffectRelease}, nil
+		if underWay { // its room is given back when its container is gone
+			c.Grace = 0 // nobody pays for it
+			return c, []Effect{EffectBook, EffectStop}, nil
 		}
 		return c, []Effect{EffectBook}, nil
 	}

@@ -151,14 +151,43 @@ func (e *execution) toTheEnd(ctx context.Context) (Ended, error) {
 		return Ended{}, err
 	}
 	stopStream, stopCheckpoints, leave := e.streamWhileRunning(ctx), e.checkpointWhileRunning(ctx), e.attend(ctx)
-	exit, err := e.p.Sandbox.Wait(ctx, e.containerID())
+	exit, err := e.awaitExit(ctx)
 	stopStream()
 	stopCheckpoints()
 	leave()
 	if err != nil {
-		return Ended{}, fmt.Errorf("wait for the container: %w", err)
+		return Ended{}, err
 	}
 	return e.save(ctx, exit)
+}
+
+// exitDoubt is how long a container whose end cannot be asked for is let run.
+const exitDoubt = time.Minute
+
+// awaitExit waits for the container's end. A machine short of something may fail
+// to tell it for a while; what runs on then is not left to itself.
+func (e *execution) awaitExit(ctx context.Context) (sandbox.Exit, error) {
+	var failing time.Time // since when
+	wait := retryFirst
+	for {
+		begin := e.p.Now()
+		exit, err := e.p.Sandbox.Wait(ctx, e.containerID())
+		if err == nil || ctx.Err() != nil {
+			return exit, err
+		}
+		now := e.p.Now()
+		if failing.IsZero() || now.Sub(begin) > exitDoubt {
+			failing, wait = now, retryFirst
+		}
+		e.p.Log.Error("wait for the container", "lease", e.lease.ID().Short(), "err", err)
+		if errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrNotRunning) || now.Sub(failing) > exitDoubt {
+			e.stopContainer(ctx, 0)
+			return exit, fault("wait for the container: %w", err)
+		}
+		if !pause(ctx, &wait, e.contract().Heartbeat, nil) {
+			return exit, ctx.Err()
+		}
+	}
 }
 
 // faultError is a failure that is the provider's and not the job's.
@@ -372,6 +401,13 @@ func (e *execution) save(ctx context.Context, exit sandbox.Exit) (Ended, error) 
 	ctx, cancel := context.WithTimeout(ctx, e.contract().SaveMax)
 	defer cancel()
 	root, size, err := e.saveOutputs(ctx)
+	if errors.Is(err, ErrOutputs) {
+		end.State, end.Reason = Failed, err.Error()
+		if end.ExitCode == 0 {
+			end.ExitCode, end.ExitSource = sandbox.CodeSandbox, sandbox.SourceSandbox
+		}
+		return end, nil
+	}
 	if err != nil {
 		return end, fault("save the outputs: %w", err)
 	}
@@ -510,15 +546,16 @@ func (e *execution) giveUp(why string, grace time.Duration) {
 // cleanUp gives everything back that the lease held on this machine.
 func (e *execution) cleanUp(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
-	e.p.Pool.Release(e.lease.ID().String())
 	if err := e.p.Sandbox.Remove(ctx, e.containerID()); err != nil {
-		e.p.Log.Error("remove the container", "lease", e.lease.ID().Short(), "err", err)
+		e.p.Log.Error("remove the container; what it had reserved and still has stays so until the node starts again", "lease", e.lease.ID().Short(), "err", err)
+	} else {
+		e.p.Pool.Release(e.lease.ID().String())
 	}
 	e.p.Content.ReleaseRootfs(e.containerID())
 	e.releaseCaches()
 	e.endStream(ctx)
 	e.endCheckpoints(ctx)
-	if err := os.RemoveAll(e.dir()); err != nil {
+	if err := sandbox.RemoveTree(e.dir()); err != nil {
 		e.p.Log.Error("remove the job's folder", "lease", e.lease.ID().Short(), "err", err)
 	}
 }

@@ -85,6 +85,9 @@ func (e *execution) failure(err error) Ended {
 	return end
 }
 
+// ErrOutputs says that a job has left what cannot be handed over, as a pipe.
+var ErrOutputs = errors.New("the outputs cannot be saved")
+
 // short keeps a reason within what a message may carry.
 func short(s string) string {
 	const most = 500

@@ -12,6 +12,8 @@ type HeldLimits struct {
 	Unheld []string
 	// OpenFiles is the most that one process can be given; 0 is no bound.
 	OpenFiles uint32
+	// Pids is the most processes that one job may have; 0 is no bound.
+	Pids uint32
 }
 
 // lack names the limit of an offer that cannot be held here, or "".

@@ -252,7 +252,7 @@ func (p *Provider) sweep(open map[protocol.MsgID]protocol.Signed[*protocol.Lease
 		if !containerForm.MatchString(f.Name()) || wanted[f.Name()] {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(p.Dir, f.Name())); err != nil {
+		if err := sandbox.RemoveTree(filepath.Join(p.Dir, f.Name())); err != nil {
 			p.Log.Error("remove the folder of a past lease", "err", err)
 		}
 	}

@@ -102,6 +102,9 @@ func (p *Provider) judgeLease(lease protocol.Signed[*protocol.Lease], now time.T
 	if what := unasked(l, b.offer.Msg); what != "" {
 		return protocol.Reason_REASON_LIMITS, "the lease asks for " + what + ", which the offer that was bid for did not"
 	}
+	if most := p.Limits.Pids; most > 0 && l.GetLimits().GetPids() > most {
+		return protocol.Reason_REASON_LIMITS, fmt.Sprintf("the lease asks for %d processes, and this machine has room for %d: lower limits.pids", l.GetLimits().GetPids(), most)
+	}
 	if what := beyond(l.GetLimits(), b.offer.Msg); what != "" {
 		return protocol.Reason_REASON_LIMITS, "the lease asks for more " + what + " than the offer that was bid for"
 	}

@@ -177,6 +177,8 @@ func (c Contract) paid(exit sandbox.Exit) int64 {
 	switch {
 	case exit.Started.IsZero():
 		return 0
+	case exit.Found: // nobody knows how long it ran beyond what was reported
+		return c.UsageMs
 	case c.ReadyMax == 0:
 		return c.paidTime(exit.Ended.Sub(exit.Started), exit.Usage.Waited)
 	case c.RunningAt.IsZero():

@@ -122,7 +122,7 @@ func (n *Node) openSandbox(ctx context.Context) (job.Sandbox, string, job.HeldLi
 
 // heldLimits is what the market must know of a machine's limits.
 func (n *Node) heldLimits(rt *sandbox.Runtime) job.HeldLimits {
-	h := job.HeldLimits{OpenFiles: uint32(rt.OpenFiles())} //nolint:gosec // bounded
+	h := job.HeldLimits{OpenFiles: uint32(rt.OpenFiles()), Pids: uint32(rt.Pids())} //nolint:gosec // bounded
 	for _, f := range rt.Unheld() {
 		n.log.Warn("a limit cannot be held on this machine", "limit", f.Name, "how", f.How, "remedy", f.Remedy, "allowed", n.cfg.AllowUnheld)
 		if !n.cfg.AllowUnheld {

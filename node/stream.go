@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"sync"
 	"time"
@@ -58,7 +60,7 @@ func (n *Node) saved(ctx context.Context, dir, owner string, o content.AddOption
 	defer n.blocks.HoldPuts()()
 	added, err := content.Add(ctx, n.blocks, dir, o)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, ofJob(err)
 	}
 	defer n.blocks.Hold(added.CID)() // a collection under way has read the holds already
 	err = n.db.Update(ctx, func(tx job.Tx) error {
@@ -73,6 +75,14 @@ func (n *Node) saved(ctx context.Context, dir, owner string, o content.AddOption
 		return nil, 0, err
 	}
 	return added.CID.Bytes(), added.Size, nil
+}
+
+// ofJob marks an error that lies in what a job has put out.
+func ofJob(err error) error {
+	if errors.Is(err, content.ErrUnsafe) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", job.ErrOutputs, err)
+	}
+	return err
 }
 
 // Snapshot makes a DAG of folders that a job is writing to, and holds it until

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -72,6 +73,25 @@ func (r *Runtime) OpenFiles() int {
 		return maxOpenFiles
 	}
 	return max(int(have.Max)-own, 16) //nolint:gosec // small
+}
+
+// Pids is the most processes that one job can be given: half of what the machine
+// has room for is left to others, and gVisor takes several of the host's threads for
+// one.
+func (r *Runtime) Pids() int {
+	const least = 1024 // what jobs get that say nothing
+	most := pidsMost
+	for _, file := range []string{"/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"} {
+		data, err := readBounded(file, 64)
+		if n, convErr := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && convErr == nil {
+			most = min(most, n)
+		}
+	}
+	var have unix.Rlimit
+	if r.user && unix.Getrlimit(unix.RLIMIT_NPROC, &have) == nil && have.Cur < pidsMost {
+		most = min(most, int(have.Cur)) //nolint:gosec // small
+	}
+	return min(max((most/2-2048)/4, least), maxPids)
 }
 
 // limitFindings says which limit holds by which means; disk is what the probe of an

@@ -15,7 +15,7 @@ type engine interface {
 	// mount lays out the root in the shim's own mount namespace.
 	mount() error
 	// limits puts what launch will start under the limits the kernel holds.
-	limits()
+	limits() error
 	// launch begins to start the container. The group ends with its output.
 	launch(ctx context.Context) (*sync.WaitGroup, error)
 	// speaks returns when it is known whether what comes from the container's
@@ -67,7 +67,10 @@ type gvisor struct {
 
 func (g *gvisor) mount() error { return mountRoot(g.dir, g.plan.Spec.Rootfs) }
 
-func (g *gvisor) limits() { g.enterLimits() }
+func (g *gvisor) limits() error {
+	g.enterLimits()
+	return nil
+}
 
 // speaks: runsc's own words go to its log.
 func (g *gvisor) speaks() bool { return true }

@@ -78,6 +78,9 @@ type Exit struct {
 	Signal  int       `json:"signal,omitempty"`
 	Started time.Time `json:"started"` // zero if the program never ran
 	Ended   time.Time `json:"ended"`
+	// Found says that its supervisor did not see the end: Ended is when it was
+	// noticed, which may be long after.
+	Found bool `json:"found,omitempty"`
 	// Exceeded is nil unless a limit was met.
 	Exceeded *Exceeded `json:"exceeded,omitempty"`
 	// Stopped says that Stop ended it, OOM that memory ran out.

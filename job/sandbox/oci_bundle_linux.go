@@ -22,7 +22,7 @@ func writeOCIBundle(dir string, p plan, id identity) error {
 	spec := ociSpec(dir, p.Spec, id, false)
 	spec.Version = "1.0.2" // what these runtimes have long known
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
-	spec.Linux.Seccomp = seccompProfile(p.Cgroup == "")
+	spec.Linux.Seccomp = seccompProfile(!p.Grouped)
 	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 	spec.Process.OOMScoreAdj = oomScore()
 	if err := boundRlimits(spec.Process, p); err != nil {

@@ -137,8 +137,8 @@ func (o *oci) watchDisk() {
 		begin := time.Now()
 		n := o.lookUpper(limit)
 		wait = headroom(n, limit, minLook)
-		if !o.writer.mounted { // at most a twentieth of one CPU goes into looking
-			wait = max(wait, 20*time.Since(begin))
+		if !o.writer.mounted {
+			wait = o.lookAgain(n, limit, time.Since(begin))
 		}
 	}
 	o.lookUpper(limit)

@@ -85,16 +85,19 @@ func hideHybrid() {
 // keeps of processes. The shim is not in it.
 func ociRoom(Spec) room { return room{memory: 32 << 20, pids: 32} }
 
-func (o *oci) limits() {
+func (o *oci) limits() error {
 	if o.plan.Cgroup == "" {
-		return
+		return nil
 	}
 	g, err := makeCgroup(o.plan.Cgroup, o.plan.Spec, ociRoom(o.plan.Spec))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cgroup:", err)
-		return
 	}
 	o.cg = g
+	if o.plan.Grouped && !g.holds("memory") {
+		return fmt.Errorf("its memory cannot be bounded as it was when the provider began: %w", err)
+	}
+	return nil
 }
 
 // command is the runtime with a subcommand.

@@ -159,7 +159,7 @@ func (o *oci) tmpfs() (n uint64) {
 		}
 		var st unix.Statfs_t
 		if unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.TMPFS_MAGIC {
-			n += (st.Blocks-st.Bfree)*uint64(st.Bsize) + (st.Files-st.Ffree)*entryCost //nolint:gosec // positive
+			n += (st.Blocks-st.Bfree)*uint64(st.Bsize) + (st.Files-st.Ffree)*memoryCost //nolint:gosec // positive
 		}
 		_ = f.Close()
 	}

@@ -56,6 +56,9 @@ func (*Runtime) Unheld() []Finding { return nil }
 // OpenFiles is none.
 func (*Runtime) OpenFiles() int { return 0 }
 
+// Pids is none.
+func (*Runtime) Pids() int { return 0 }
+
 // Describe fails with ErrNoRuntime.
 func (*Runtime) Describe(context.Context) (string, error) { return "", none() }
 

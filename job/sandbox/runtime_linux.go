@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,6 +40,8 @@ type Runtime struct {
 	answers   [][]string // see features
 
 	ociVersion string // what the OCI runtime calls itself
+	// groups are the controllers that were found to hold, asked once.
+	groups func() map[string]bool
 
 	mu    sync.Mutex
 	locks map[string]*sync.Mutex // by id, while in use
@@ -61,6 +62,10 @@ func New(o Options) (*Runtime, error) {
 		user: os.Geteuid() != 0, locks: map[string]*sync.Mutex{}, users: map[string]int{},
 		shims: map[string][]int{},
 	}
+	r.groups = sync.OnceValue(func() map[string]bool {
+		held, _ := probeCgroup(r.jobs)
+		return held
+	})
 	if r.shim == "" {
 		r.shim = "/proc/self/exe" // also when the file was replaced meanwhile
 	}
@@ -203,6 +208,7 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 	}
 	if !r.user {
 		p.Cgroup = cgroupName(dir)
+		p.Grouped = r.oci != "" && r.groups()["memory"]
 	}
 	if err := r.bundle(dir, &p, id, runsc); err != nil {
 		return err
@@ -416,7 +422,7 @@ func (r *Runtime) settle(ctx context.Context, id, dir string) (Exit, bool, error
 		return Exit{}, false, err
 	}
 	x := Exit{
-		Code: CodeSandbox, Source: SourceSandbox, Started: st.Started, Ended: r.now(),
+		Code: CodeSandbox, Source: SourceSandbox, Started: st.Started, Ended: r.now(), Found: true,
 		Reason: "its supervisor was killed, and the container with it: " + r.complaint(dir),
 	}
 	if err := writeJSON(dir, fileState, state{Phase: phaseExited, Shim: st.Shim, Started: st.Started, Exit: &x}); err != nil {
@@ -503,50 +509,6 @@ func (r *Runtime) Usage(ctx context.Context, id string) (Usage, error) {
 	}
 	return Usage{}, fmt.Errorf("%w: %s", ErrNotRunning, id)
 }
-
-// Recover finds the containers of this folder after a restart, in the order of
-// their ids. What half-made or half-removed containers left is removed.
-func (r *Runtime) Recover(ctx context.Context) ([]Recovered, error) {
-	entries, err := os.ReadDir(r.jobs)
-	if err != nil {
-		return nil, fmt.Errorf("looking for containers: %w", err)
-	}
-	sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
-	var found []Recovered
-	for _, e := range entries {
-		id := e.Name()
-		dir, err := r.folder(id)
-		if errors.Is(err, ErrNotFound) {
-			if err := r.Remove(ctx, id); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		rec, err := r.recover(ctx, id, dir)
-		if err != nil {
-			return nil, fmt.Errorf("recovering %s: %w", id, err)
-		}
-		found = append(found, rec)
-	}
-	return found, nil
-}
-
-func (r *Runtime) recover(ctx context.Context, id, dir string) (Recovered, error) {
-	x, done, err := r.settle(ctx, id, dir)
-	switch {
-	case errors.Is(err, ErrNotRunning):
-		return Recovered{ID: id, Prepared: true}, nil
-	case err != nil:
-		return Recovered{}, err
-	}
-	return Recovered{ID: id, Running: !done, Exit: x}, nil
-}
-
-// removeTimeout bounds how long killed processes may take to vanish.
-const removeTimeout = 30 * time.Second
 
 // Remove ends the container if it runs and removes everything of it: processes,
 // mounts, cgroups, folders. One that is gone or half-made is no error.

@@ -75,7 +75,7 @@ const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUT
 // any process, nor lie in a file system.
 const seccompUnseen = "memfd_create shmget shmat shmdt shmctl"
 
-// seccompProfile is for a container with a cgroup, or for one whose memory is
+// seccompProfile is for a container whose memory a cgroup bounds, or for one whose memory is
 // counted by looking.
 func seccompProfile(looking bool) *specs.LinuxSeccomp {
 	allowed := strings.Fields(seccompAllowed)

@@ -121,7 +121,9 @@ func (s *shim) run(pipe *os.File) error {
 	}
 	defer func() { _ = file.Close() }()
 	s.log = newLogWriter(file, s.plan.Spec.MaxLogBytes, time.Now, s.hub.changed)
-	s.engine.limits()
+	if err := s.engine.limits(); err != nil {
+		return err
+	}
 	if err := mountSecrets(s.dir, s.plan, secrets); err != nil { // it counts as the container's memory in gVisor
 		return err
 	}

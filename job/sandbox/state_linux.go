@@ -42,7 +42,8 @@ type plan struct {
 	GID     uint32    `json:"gid"`
 	User    bool      `json:"user"` // run by an ordinary user, in a user namespace
 	Cgroup  string    `json:"cgroup,omitempty"`
-	Resolv  string    `json:"resolv,omitempty"` // the machine's resolv.conf
+	Grouped bool      `json:"grouped,omitempty"` // with OCI: a cgroup bounds its memory
+	Resolv  string    `json:"resolv,omitempty"`  // the machine's resolv.conf
 	Made    time.Time `json:"made"`
 }
 

@@ -25,7 +25,6 @@ func (s *shim) watchMount(m Mount) {
 			s.exceed(Exceeded{Limit: LimitCache, Max: limit, Seen: n, At: time.Now(), Killed: true})
 			return
 		}
-		// At most a twentieth of one CPU goes into looking.
-		wait = max(headroom(n, limit, minLook), 20*time.Since(begin))
+		wait = s.lookAgain(n, limit, time.Since(begin))
 	}
 }

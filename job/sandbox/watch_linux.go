@@ -42,8 +42,10 @@ const (
 	// counted as the job's.
 	sentryOverhead = 64 << 20
 	// entryCost is what one file or folder in the outputs counts beside its
-	// data, so that millions of empty ones meet the limit too.
-	entryCost = 1 << 10
+	// data, so that millions of empty ones meet the limit too: an inode and a block.
+	entryCost = 4 << 10
+	// memoryCost is the same in a memory file system, whose data is counted beside.
+	memoryCost = 1 << 10
 )
 
 // watch follows the container from its start to its end: it says when the
@@ -383,9 +385,18 @@ func (s *shim) watchOutputs() {
 			s.exceed(Exceeded{Limit: LimitOutput, Max: limit, Seen: n, At: time.Now(), Killed: true})
 			return
 		}
-		// At most a twentieth of one CPU goes into looking.
-		wait = max(headroom(n, limit, minLook), 20*time.Since(begin))
+		wait = s.lookAgain(n, limit, time.Since(begin))
 	}
+}
+
+// blindLook bounds the time between looks at files, however long one takes.
+const blindLook = time.Second
+
+// lookAgain is when to measure files again of which a look found n bytes and
+// took so long: at most a twentieth of one CPU goes into looking, unless a look
+// takes long because a job has made it so.
+func (s *shim) lookAgain(n, limit uint64, took time.Duration) time.Duration {
+	return max(headroom(n, limit, minLook), min(20*took, blindLook))
 }
 
 // lastLook measures the outputs once more when nobody can write them anymore.
@@ -399,8 +410,6 @@ func (s *shim) lastLook() {
 		s.exceed(Exceeded{Limit: LimitOutput, Max: limit, Seen: n, At: time.Now()})
 	}
 }
-
-var errEnough = errors.New("over the limit")
 
 // outputSize sums what is in the writable mounts; it stops over limit. A file
 // counts its length or its blocks, whichever is more: a sparse one would be as
@@ -423,36 +432,45 @@ func outputSize(s Spec, limit uint64) (total uint64) {
 		if err != nil {
 			continue
 		}
-		_ = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-			if name == "." {
-				return err
-			}
-			total += entryCost
-			if err != nil || total > limit {
-				return overOr(total > limit, fs.SkipDir, d)
-			}
-			if d.Type().IsRegular() {
-				if info, err := d.Info(); err == nil {
-					total += fileSize(info)
-				}
-			}
-			return overOr(total > limit, nil, d)
-		})
+		total = treeSize(root, ".", limit, total)
 		_ = root.Close()
 	}
 	return total
 }
 
-// overOr ends the walk when the limit is met; else it gives what the walk does
-// on, where a vanished entry that is no folder is simply passed over.
-func overOr(over bool, next error, d fs.DirEntry) error {
-	if over {
-		return errEnough
+// listed is how many names of a folder are in memory at once.
+const listed = 256
+
+// treeSize adds what is in a folder and below, until it is over limit. Of a
+// folder it keeps the names of folders alone: a job may make millions of files.
+func treeSize(root *os.Root, name string, limit, total uint64) uint64 {
+	dir, err := root.OpenFile(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return total
 	}
-	if next != nil && (d == nil || !d.IsDir()) {
-		return nil
+	var below []string
+	for total <= limit {
+		entries, err := dir.ReadDir(listed)
+		for _, e := range entries {
+			total += entryCost
+			if e.IsDir() {
+				below = append(below, e.Name())
+			} else if info, err := e.Info(); err == nil && e.Type().IsRegular() {
+				total += fileSize(info)
+			}
+		}
+		if err != nil {
+			break
+		}
 	}
-	return next
+	_ = dir.Close()
+	for _, sub := range below {
+		if total > limit {
+			break
+		}
+		total = treeSize(root, filepath.Join(name, sub), limit, total)
+	}
+	return total
 }
 
 func fileSize(info fs.FileInfo) uint64 {

@@ -40,10 +40,10 @@ func Own() ([]netip.Prefix, error) {
 			return nil, fmt.Errorf("reading this machine's routes: %w", err)
 		}
 		own, err = routes(f, own, t.parse)
+		_ = f.Close()
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", t.file, err)
 		}
-		_ = f.Close()
 	}
 	return own, nil
 }
