@@ -243,7 +243,10 @@ func (e *execution) checkpoint(ctx context.Context, end bool) error {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}
-	at := e.p.Now()
+	at, where := e.p.Now(), e.p.Portability
+	if where == nil {
+		return errors.New("this provider's sandbox did not say where states can go on")
+	}
 	if err := sb.Checkpoint(ctx, e.containerID(), state, end); err != nil {
 		return err
 	}
@@ -265,7 +268,7 @@ func (e *execution) checkpoint(ctx context.Context, end bool) error {
 			return fmt.Errorf("keep the checkpoint: %w", err)
 		}
 		return e.holdCheckpoint(ctx, &protocol.Checkpoint{
-			Root: root, Bytes: max(size, stored), AtMs: at.UnixMilli(), Portability: wirePortability(*e.p.Portability), Last: end,
+			Root: root, Bytes: max(size, stored), AtMs: at.UnixMilli(), Portability: wirePortability(*where), Last: end,
 		})
 	}
 	if !end {

@@ -18,6 +18,7 @@ type checkpointFetch struct {
 	cancel context.CancelFunc   // of the fetch under way
 	busy   bool
 	failed string // what its provider said last of why there is none
+	keptAt time.Time
 }
 
 // checkpointOwner is in whose name a task's checkpoints are held here.
@@ -39,7 +40,11 @@ func (a *activeJob) heardCheckpoint(l *liveLease, hb *protocol.Heartbeat) {
 	if c == nil || t.Lease != l.c.ID || l.c.State.Terminal() || c.GetBytes() > checkpointRoom(a.job.Spec.Resources(), a.job.Spec.outputLimit()) {
 		return
 	}
-	if t.origin().is(c) {
+	if have := t.origin(); have.is(c) || have != nil && have.Lease == l.c.ID && c.GetAtMs() < have.At.UnixMilli() {
+		return
+	}
+	// One that makes them faster than it was asked to would fill this disk.
+	if at := l.checkpoint.keptAt; !at.IsZero() && !c.GetLast() && a.r.Now().Sub(at) < a.job.Spec.Checkpoint.Every/2 {
 		return
 	}
 	l.checkpoint.next = c
@@ -130,7 +135,7 @@ func (a *activeJob) keepCheckpoint(l *liveLease, c *protocol.Checkpoint) error {
 		Root: bytes.Clone(c.GetRoot()), Bytes: c.GetBytes(), At: time.UnixMilli(c.GetAtMs()), Lease: l.c.ID, Attempt: l.c.Attempt,
 		Engine: c.GetPortability().GetEngine(), CPU: bytes.Clone(c.GetPortability().GetCpu()),
 	}
-	t.Checkpoints = append([]CheckpointRecord{record}, t.Checkpoints[:min(len(t.Checkpoints), keepCheckpoints-1)]...)
+	t.Checkpoints = keepWith(record, t.Checkpoints)
 	now := a.r.Now()
 	err := a.r.Store.Update(context.WithoutCancel(a.ctx), func(tx Tx) error {
 		e := taskEvent(&t, now)
@@ -138,9 +143,23 @@ func (a *activeJob) keepCheckpoint(l *liveLease, c *protocol.Checkpoint) error {
 		return errors.Join(holdCheckpoints(tx, &t), tx.PutTask(&t), tx.Emit(e))
 	})
 	if err == nil {
-		*a.tasks[t.Index] = t
+		*a.tasks[t.Index], l.checkpoint.keptAt = t, now
 	}
 	return err
+}
+
+// keepWith puts the newest checkpoint to those of before and leaves out what is
+// too old: two stay, and the newest of another lease, since those of one provider
+// may be bad together.
+func keepWith(newest CheckpointRecord, before []CheckpointRecord) []CheckpointRecord {
+	out, other := []CheckpointRecord{newest}, false
+	for _, c := range before {
+		if len(out) < keepCheckpoints || !other && c.Lease != newest.Lease {
+			out = append(out, c)
+			other = other || c.Lease != newest.Lease
+		}
+	}
+	return out
 }
 
 // keptCheckpoint is what a lease's provider is told of: its own newest checkpoint
@@ -167,15 +186,19 @@ func (a *activeJob) avoid(t *TaskRecord, c *Contract) {
 
 // judgeOrigin notes that a lease came to grief at once where it went on from a
 // checkpoint, and gives that up when it is not the first.
-func (a *activeJob) judgeOrigin(t *TaskRecord, c *Contract) {
+//
+// It says whether it did: the task is then offered again, and none of its retries
+// is used up.
+func (a *activeJob) judgeOrigin(t *TaskRecord, c *Contract) bool {
 	have := t.origin()
 	if have == nil || have.Lease == c.ID || c.State != Failed || !c.ProviderFault || c.UsageMs >= a.job.Spec.Checkpoint.Every.Milliseconds() {
-		return
+		return false
 	}
 	t.Checkpoints = slices.Clone(t.Checkpoints)
 	if t.Checkpoints[0].Failed++; t.Checkpoints[0].Failed >= checkpointTries {
 		t.Checkpoints = t.Checkpoints[1:]
 	}
+	return true
 }
 
 // sameOrigin are those of the tasks that can be offered together: whose states

@@ -2,10 +2,12 @@ package job
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
+	"github.com/lumbung-net/lumbung/protocol"
 )
 
 // A state that nobody left can go on from is given up, and the task begins anew.
@@ -24,6 +26,81 @@ func TestCheckpointNobodyCanTake(t *testing.T) {
 		}
 		w.shops[0].reopen()
 	})
+}
+
+// A state that nobody can take for a while is not given up sooner than it could be
+// made again.
+func TestCheckpointWaitsForAnother(t *testing.T) {
+	hosts := []sandbox.Portability{{Engine: "e1", CPU: []byte{3}}, {Engine: "e2", CPU: []byte{3}}, {Engine: "e1", CPU: []byte{3}}}
+	inTown(t, plan{prices: []uint64{1, testPrice, testPrice}, change: func(i int, cfg *ProviderConfig) { cfg.Portability = &hosts[i] }}, func(t *testing.T, w *town) {
+		w.shops[2].kill()
+		w.submit("j1", ticking(90))
+		w.saved(59)
+		w.shops[0].lose()
+		w.await("the task to wait", func() bool { return w.task("j1").State == TaskQueued })
+		w.pass(40 * time.Second)
+		if c := w.task("j1").Checkpoints; len(c) == 0 || w.at() != nil {
+			t.Fatalf("%+v", c)
+		}
+		w.shops[2].reopen()
+		if j := w.over("j1"); j.State != JobDone {
+			t.Errorf("%s %q", j.State, j.Reason)
+		}
+		if lines := w.lines(); len(lines) != 2 || slices.Contains(lines[1], "tick 1") {
+			t.Errorf("%q", lines)
+		}
+		w.shops[0].reopen()
+	})
+}
+
+// A provider that was drained, and is open again, is as good as another.
+func TestCheckpointComesBack(t *testing.T) {
+	inTown(t, plan{prices: []uint64{testPrice, testPrice}}, func(t *testing.T, w *town) {
+		w.submit("j1", ticking(60))
+		w.saved(9)
+		first := w.at()
+		_ = providerOf(first).Drain()
+		w.await("the other provider", func() bool { s := w.at(); return s != nil && s != first })
+		second := w.at()
+		w.pass(15 * time.Second)
+		providerOf(first).Resume()
+		second.lose()
+		if j := w.over("j1"); j.State != JobDone {
+			t.Errorf("%s %q", j.State, j.Reason)
+		}
+		lines := w.lines()
+		if len(lines) != 3 || slices.Contains(lines[2], "tick 1") {
+			t.Errorf("%q", lines)
+		}
+		second.reopen()
+	})
+}
+
+// What a provider made before this one stays until the task is over: its own may
+// all be bad.
+func TestKeepWith(t *testing.T) {
+	lease := func(b byte) (id protocol.MsgID) { id[0] = b; return id }
+	at := func(l byte, n int64) CheckpointRecord {
+		return CheckpointRecord{Lease: lease(l), At: time.UnixMilli(n)}
+	}
+	var have []CheckpointRecord
+	for i, l := range []byte{1, 1, 1, 2, 2, 2, 3, 4} {
+		have = keepWith(at(l, int64(i)), have)
+	}
+	var got []int64
+	for _, c := range have {
+		got = append(got, c.At.UnixMilli())
+	}
+	if !slices.Equal(got, []int64{7, 6}) {
+		t.Errorf("%v", got)
+	}
+	have = nil
+	for i, l := range []byte{1, 1, 1, 2, 2, 2} {
+		have = keepWith(at(l, int64(i)), have)
+	}
+	if len(have) != 3 || have[2].At.UnixMilli() != 2 || have[2].Lease != lease(1) {
+		t.Errorf("%+v", have)
+	}
 }
 
 // Heartbeats tell of a checkpoint again while it is fetched: it is kept once, and

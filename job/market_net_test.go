@@ -424,6 +424,9 @@ func (s *shelf) Save(ctx context.Context, dir string) ([]byte, uint64, error) {
 			return nil, 0, ctx.Err()
 		}
 	}
+	if err := s.w.unsafe; err != nil {
+		return nil, 0, err
+	}
 	if s.life.dead.Load() {
 		return nil, 0, errDead
 	}

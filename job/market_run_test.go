@@ -1,11 +1,14 @@
 package job
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/lumbung-net/lumbung/job/sandbox"
 	"github.com/lumbung-net/lumbung/ledger"
 )
 
@@ -241,6 +244,52 @@ func TestLogFlood(t *testing.T) {
 		log := w.renter.store.logText(w.renter.store.tasksOf("j1")[0].Lease)
 		if j.State != JobDone || len(log) < 1000 || len(log) > 1000+logSlack+logChunkBytes {
 			t.Errorf("job %s, a log of %d bytes with a limit of 1000", j.State, len(log))
+		}
+	})
+}
+
+// A machine that cannot tell for a while how a container ended lets it run on.
+func TestEndThatCannotBeAsked(t *testing.T) {
+	for name, fails := range map[string]time.Duration{"for a while": 20 * time.Second, "for long": 2 * exitDoubt} {
+		t.Run(name, func(t *testing.T) {
+			inTown(t, plan{prices: []uint64{testPrice}}, func(t *testing.T, w *town) {
+				s := oneTask("tick=200")
+				s.Retry = RetrySpec{Given: true}
+				w.submit("j1", s)
+				m := w.shops[0].machine
+				w.await("the job to run", func() bool { return m.running() == 1 })
+				m.breakStep("wait", errors.New("too many open files"))
+				w.pass(fails)
+				m.breakStep("wait", nil)
+				j := w.over("j1")
+				if fails < exitDoubt && j.State != JobDone {
+					t.Errorf("%s %q", j.State, j.Reason)
+				}
+				if c := leaseOn(w.shops[0]); fails > exitDoubt && (c.State != Failed || !c.ProviderFault) {
+					t.Errorf("%s %q fault=%v", c.State, c.Reason, c.ProviderFault)
+				}
+				w.await("its container to be gone", func() bool { return len(m.left()) == 0 })
+			})
+		})
+	}
+}
+
+// Outputs that cannot be handed over are their job's fault, and paid for.
+func TestOutputsThatCannotBeSaved(t *testing.T) {
+	inTown(t, plan{prices: []uint64{testPrice, testPrice}}, func(t *testing.T, w *town) {
+		w.unsafe = fmt.Errorf("%w: out/pipe: a pipe cannot be added", ErrOutputs)
+		s := oneTask("tick=5")
+		s.Outputs = []OutputSpec{{From: "/out"}}
+		w.submit("j1", s)
+		j := w.over("j1")
+		task := w.task("j1")
+		if j.State != JobFailed || task.Attempts != 1 || !strings.Contains(task.Reason, "out/pipe") || task.ExitCode != sandbox.CodeSandbox || task.UsageMs < 5000 {
+			t.Errorf("%s %q %+v", j.State, j.Reason, task)
+		}
+		for _, c := range w.renter.store.allContracts() {
+			if c.ProviderFault {
+				t.Error("it is said to be the provider's fault")
+			}
 		}
 	})
 }

@@ -381,11 +381,12 @@ func (h hands) await(ctx context.Context, id string, look func(*container) bool)
 }
 
 func (h hands) Wait(ctx context.Context, id string) (exit sandbox.Exit, err error) {
+	var broken error
 	err = h.await(ctx, id, func(c *container) bool {
-		exit = c.exit
-		return c.state == "ended"
+		exit, broken = c.exit, h.broken["wait"]
+		return c.state == "ended" || broken != nil
 	})
-	return exit, err
+	return exit, errors.Join(err, broken)
 }
 
 func (h hands) ReadLog(ctx context.Context, id string, from uint64, _ int) (records []LogRecord, closed bool, err error) {

@@ -33,6 +33,7 @@ const (
 // town is a whole market in one process and in fake time: a renter, providers,
 // and the network between them.
 type town struct {
+	unsafe  error         // of saving outputs
 	storing time.Duration // what a provider takes to store a checkpoint
 	t       *testing.T
 	renter  *shop

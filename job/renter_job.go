@@ -389,10 +389,15 @@ func (a *activeJob) follow(t *TaskRecord, c *Contract, effects []Effect, now tim
 		t.Outputs, t.Streamed = c.Outputs, nil
 	}
 	t.State, t.Ended = string(c.State), now
-	a.judgeOrigin(t, c)
+	badOrigin := a.judgeOrigin(t, c)
 	switch {
 	case a.moves(t, c):
 		t.Moves++
+		if c.Reason != movedReason { // one that is drained says no by itself, until it is open again
+			a.avoid(t, c)
+		}
+		a.requeue(t, now, 0)
+	case badOrigin && a.job.StopAsked.IsZero():
 		a.avoid(t, c)
 		a.requeue(t, now, 0)
 	case c.State == Refused:

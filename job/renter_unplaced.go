@@ -40,11 +40,40 @@ func (a *activeJob) unplaced(ctx context.Context, auction *Auction, needs []Need
 	switch {
 	case !hopeless || len(a.live) > 0:
 	case goOn.GetEngine() != "" && j.Heard > 0:
-		a.giveUpOrigins(ctx, needs)
+		a.unplacedOrigins(ctx, needs)
 	default:
 		a.endTasks(ctx, Failed, ReasonUnplaced, func(t *TaskRecord) bool {
 			return t.State == TaskQueued && (t.origin() == nil || j.Heard == 0)
 		})
+	}
+}
+
+// mostPatience bounds how long a task waits for somebody to go on from its
+// checkpoint.
+const mostPatience = 24 * time.Hour
+
+// unplacedOrigins has tasks whose checkpoints nobody takes try those that they came
+// from too, then wait for as long as they have run, in which what they have done
+// could not be done again, and give the checkpoints up after that. The lock is held.
+func (a *activeJob) unplacedOrigins(ctx context.Context, needs []Need) {
+	now, avoided := a.r.Now(), false
+	for _, n := range needs {
+		t := a.tasks[n.Task]
+		if len(t.Avoid) > 0 && t.origin() != nil {
+			t.Avoid, avoided = nil, true // stored with its next change
+		}
+	}
+	if avoided {
+		a.noes = 0
+		a.nudge()
+		return
+	}
+	needs = slices.DeleteFunc(slices.Clone(needs), func(n Need) bool {
+		t := a.tasks[n.Task]
+		return now.Before(t.NotUntil.Add(min(time.Duration(t.UsageMs)*time.Millisecond, mostPatience)))
+	})
+	if len(needs) > 0 {
+		a.giveUpOrigins(ctx, needs)
 	}
 }
 

@@ -107,7 +107,9 @@ func startWorld(o worldOptions) (*world, error) {
 	}
 	for i := range o.providers {
 		args := []string{"--cpus", "8", "--memory", "16GB", "--disk", "40GB"}
-		if o.args != nil {
+		if o.args == nil { // a base unit for each millisecond: the shortest job costs something
+			args = append(args, "--price-cpu", "3.60")
+		} else {
 			args = append(args, o.args(i)...)
 		}
 		p, err := w.add("p"+strconv.Itoa(i), node.RoleProvider, args)

@@ -126,8 +126,12 @@ func (r *Runtime) Checkpoint(ctx context.Context, id, dir string, end bool) erro
 	case !filepath.IsAbs(dir):
 		return fmt.Errorf("the folder of a checkpoint, %q, must be absolute", dir)
 	}
-	if _, err := r.Portability(ctx); err != nil {
+	now, err := r.Portability(ctx)
+	if err != nil {
 		return err
+	}
+	if now.Engine != p.Engine {
+		return fmt.Errorf("%w: %s was started by another version of lumbung, whose states this one cannot name", ErrCheckpoint, id)
 	}
 	// Its supervisor does it, so that a node that dies meanwhile leaves no
 	// container standing still.

@@ -210,6 +210,13 @@ func (r *Runtime) Prepare(ctx context.Context, s Spec) (err error) {
 		p.Cgroup = cgroupName(dir)
 		p.Grouped = r.oci != "" && r.groups()["memory"]
 	}
+	if s.Savable {
+		where, err := r.Portability(ctx)
+		if err != nil {
+			return err
+		}
+		p.Engine = where.Engine
+	}
 	if err := r.bundle(dir, &p, id, runsc); err != nil {
 		return err
 	}

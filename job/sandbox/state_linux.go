@@ -42,6 +42,7 @@ type plan struct {
 	GID     uint32    `json:"gid"`
 	User    bool      `json:"user"` // run by an ordinary user, in a user namespace
 	Cgroup  string    `json:"cgroup,omitempty"`
+	Engine  string    `json:"engine,omitempty"`  // that its saved state needs
 	Grouped bool      `json:"grouped,omitempty"` // with OCI: a cgroup bounds its memory
 	Resolv  string    `json:"resolv,omitempty"`  // the machine's resolv.conf
 	Made    time.Time `json:"made"`
