@@ -2,6 +2,7 @@ package job
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/lumbung-net/lumbung/job/sandbox"
@@ -40,6 +41,34 @@ func TestUnheldLimitsAreDeclined(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPidsOfAMachine has a provider refuse a lease of more processes than its
+// machine has room for, and say how many that are.
+func TestPidsOfAMachine(t *testing.T) {
+	change := func(_ int, cfg *ProviderConfig) { cfg.Limits = HeldLimits{Pids: 2000} }
+	inTown(t, plan{prices: []uint64{testPrice}, change: change}, func(t *testing.T, w *town) {
+		s := oneTask("exit=0")
+		s.Limits.Pids = 2000
+		w.submit("j1", s)
+		if j := w.over("j1"); j.State != JobDone {
+			t.Errorf("%s %q", j.State, j.Reason)
+		}
+		s.Limits.Pids = 2001
+		w.submit("j2", s)
+		w.await("a refusal", func() bool {
+			for _, c := range w.renter.store.allContracts() {
+				if c.Job == "j2" && c.State == Refused && strings.Contains(c.Reason, "room for 2000: lower limits.pids") {
+					return true
+				}
+			}
+			return false
+		})
+		if err := renterOf(w.renter).Stop(t.Context(), "j2", "enough", 0); err != nil {
+			t.Error(err)
+		}
+		w.over("j2")
+	})
 }
 
 // TestOpenFilesOfAContainer: what is asked for is given; otherwise the default,

@@ -3,9 +3,12 @@ package sandbox
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func wantExceeded(t *testing.T, x Exit, limit string, code int, killed bool) {
@@ -109,6 +112,49 @@ func TestOutputLimit(t *testing.T) {
 		}
 		must(t, RemoveTree(out))
 	}
+}
+
+// TestTreeSize measures folders in folders, and stops when it is over.
+func TestTreeSize(t *testing.T) {
+	base := t.TempDir()
+	at, files := base, 0
+	for range 20 {
+		at = filepath.Join(at, "d")
+		must(t, os.Mkdir(at, 0o755))
+		for i := range listed/10 + 1 {
+			must(t, os.WriteFile(filepath.Join(at, strconv.Itoa(i)), []byte("x"), 0o644))
+			files++
+		}
+	}
+	must(t, unix.Mkfifo(filepath.Join(base, "pipe"), 0o644)) // nobody may wait for its other end
+	must(t, os.Symlink("/", filepath.Join(base, "link")))
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(at, "0"), &st))
+	want := uint64(files)*max(1, uint64(st.Blocks)*512) + uint64(files+20+2)*entryCost
+	s := Spec{Mounts: []Mount{{Source: base, Dest: "/out"}}}
+	if n := outputSize(s, 1<<40); n != want {
+		t.Errorf("%d bytes, want %d", n, want)
+	}
+	if n := outputSize(s, 10*entryCost); n <= 10*entryCost || n > (listed+30)*2*entryCost {
+		t.Errorf("%d bytes for a limit of %d", n, 10*entryCost)
+	}
+}
+
+// TestOutputLimitAmongMany: looks that take long, for there are many files, come
+// soon enough to see a large one.
+func TestOutputLimitAmongMany(t *testing.T) {
+	e := newEnv(t)
+	out := filepath.Join(e.base, "out")
+	must(t, os.Mkdir(out, 0o755))
+	for i := range 50_000 {
+		must(t, os.WriteFile(filepath.Join(out, strconv.Itoa(i)), nil, 0o644))
+	}
+	s := e.spec("fill", "/out/x")
+	s.OutputBytes, s.DiskBytes = 256<<20, 4<<30
+	s.Mounts = []Mount{{Source: out, Dest: "/out"}}
+	x, _ := e.run(s)
+	wantExceeded(t, x, LimitOutput, 137, true)
+	must(t, RemoveTree(out))
 }
 
 func TestOpenFiles(t *testing.T) {
