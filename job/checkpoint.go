@@ -21,6 +21,9 @@ const (
 	// checkpointShare bounds what making checkpoints takes of a program's time: one
 	// part in so many.
 	checkpointShare = 4
+	// mostSkips is how many rounds in a row make none because the newest is not with
+	// the renter yet: one that is replaced too soon would never get there.
+	mostSkips = 6
 	// keepCheckpoint is how long a provider keeps a checkpoint for a renter that
 	// may come for it.
 	keepCheckpoint = 24 * time.Hour
@@ -158,6 +161,7 @@ func (e *execution) checkpointWhileRunning(ctx context.Context) (stop func()) {
 func (e *execution) checkpointRounds(ctx, rounds context.Context) {
 	t := time.NewTimer(e.every())
 	defer t.Stop()
+	skipped := 0
 	for {
 		began := e.p.Now()
 		if e.p.draining() {
@@ -182,7 +186,11 @@ func (e *execution) checkpointRounds(ctx, rounds context.Context) {
 		if e.toldToEnd() { // what is saved of it would end at once elsewhere
 			return
 		}
-		began = e.p.Now()
+		if skipped++; skipped <= mostSkips && e.underway() {
+			t.Reset(e.every())
+			continue
+		}
+		skipped, began = 0, e.p.Now()
 		err := e.checkpoint(rounds, false)
 		if rounds.Err() != nil {
 			return
@@ -190,6 +198,14 @@ func (e *execution) checkpointRounds(ctx, rounds context.Context) {
 		e.noteFailed(err)
 		t.Reset(max(e.every(), (checkpointShare-1)*e.p.Now().Sub(began)))
 	}
+}
+
+// underway reports whether the newest checkpoint is not with the renter yet.
+func (e *execution) underway() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	newest := e.checkpoints.newest
+	return newest != nil && !bytes.Equal(newest.GetRoot(), e.checkpoints.kept)
 }
 
 // noteFailed has the next heartbeat tell why there is no checkpoint; nil is that

@@ -245,8 +245,8 @@ func (n *Node) event(ctx context.Context, state, text string) {
 	}
 }
 
-// tidyEvery is how often lapsed holds are dropped and, where the store has a
-// bound, blocks collected.
+// tidyEvery is how often lapsed holds are dropped, states that nobody needs
+// removed and, where the store has a bound, blocks collected.
 const tidyEvery = 10 * time.Minute
 
 func (n *Node) keepTidy(ctx context.Context) error {
@@ -261,6 +261,9 @@ func (n *Node) keepTidy(ctx context.Context) error {
 		if _, err := n.db.ExpireHolds(ctx, n.now()); err != nil {
 			n.log.Error("drop lapsed holds", "err", err)
 		}
+		if err := n.removeDropped(ctx); err != nil {
+			n.log.Error("remove states that nobody needs", "err", err)
+		}
 		if n.cfg.StoreMax == 0 || n.blocks.Stats().Bytes < n.cfg.StoreMax {
 			continue
 		}
@@ -268,6 +271,19 @@ func (n *Node) keepTidy(ctx context.Context) error {
 			n.log.Error("collect blocks", "err", err)
 		}
 	}
+}
+
+// removeDropped removes checkpoints that others have taken the place of: each is as
+// large as the one before, and no block of one is of use for another.
+func (n *Node) removeDropped(ctx context.Context) error {
+	dropped, err := n.db.Dropped(ctx)
+	if err != nil || len(dropped) == 0 {
+		return err
+	}
+	if _, err := n.blocks.GC(ctx, roots{n}, content.GCOptions{Of: dropped}); err != nil {
+		return err
+	}
+	return n.db.ForgetDropped(ctx, dropped)
 }
 
 // PeerID is the node's id.

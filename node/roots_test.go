@@ -3,9 +3,13 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -133,5 +137,43 @@ func TestHeldRootsAreThoseHere(t *testing.T) {
 	}
 	if got := held(); len(got) != 1 || got[0] != image.CID {
 		t.Errorf("held %v after the collection, want %s", got, image.CID)
+	}
+}
+
+// States that others took the place of are removed, and nothing else is that
+// nobody holds: it may be of use yet.
+func TestReplacedCheckpointsAreRemoved(t *testing.T) {
+	us := start(t, nil)
+	add := func(text string) cid.Cid {
+		t.Helper()
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "file"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		added, err := content.Add(t.Context(), us.blocks, dir, content.AddOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return added.CID
+	}
+	old, newer, idle := add("a state"), add("the state after"), add("cached")
+	err := us.db.Update(t.Context(), func(tx job.Tx) error {
+		return errors.Join(tx.HoldBlocks("checkpoint:j:0", old.Bytes(), time.Time{}), tx.ReleaseBlocks("checkpoint:j:0"), tx.HoldBlocks("checkpoint:j:0", newer.Bytes(), time.Time{}))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := us.removeDropped(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for c, want := range map[cid.Cid]bool{old: false, newer: true, idle: true} {
+		if us.blocks.Has(c) != want {
+			t.Errorf("%s is here: %v", c, !want)
+		}
+	}
+	if left, err := us.db.Dropped(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("%v %v", left, err)
 	}
 }

@@ -18,9 +18,12 @@ var schemaV2 string
 //go:embed schema_v3.sql
 var schemaV3 string
 
+//go:embed schema_v4.sql
+var schemaV4 string
+
 // migrations bring a file from format i to i+1. What has been released is never
 // changed; a new format is a new element.
-var migrations = []string{schemaV1, schemaV2, schemaV3}
+var migrations = []string{schemaV1, schemaV2, schemaV3, schemaV4}
 
 // ErrNewer says that a file was written by a newer lumbung.
 var ErrNewer = errors.New("the database is of a newer format")

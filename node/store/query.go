@@ -132,19 +132,48 @@ func (t *txn) detail(cause string) (ledger.Detail, error) {
 // Roots lists the content that must be kept: what is held and not past its
 // time, images and pins. Each once.
 func (db *DB) Roots(ctx context.Context) (roots []cid.Cid, err error) {
-	err = db.view(ctx, func(t *txn) error {
-		return t.each(`SELECT root FROM holds WHERE until = 0 OR until > ? UNION SELECT root FROM images UNION SELECT root FROM pins`,
-			[]any{nanos(db.o.Now())}, func(scan func(...any) error) error {
-				var raw sql.RawBytes
-				if err := scan(&raw); err != nil {
-					return err
-				}
-				c, err := cid.Cast(append([]byte{}, raw...))
-				roots = append(roots, c)
-				return err
-			})
+	err = db.view(ctx, func(t *txn) (err error) {
+		roots, err = t.cids(`SELECT root FROM holds WHERE until = 0 OR until > ? UNION SELECT root FROM images UNION SELECT root FROM pins`, nanos(db.o.Now()))
+		return err
 	})
 	return roots, wrap(err, "list the content to keep")
+}
+
+// cids reads a column of them.
+func (t *txn) cids(query string, args ...any) (out []cid.Cid, err error) {
+	err = t.each(query, args, func(scan func(...any) error) error {
+		var raw sql.RawBytes
+		if err := scan(&raw); err != nil {
+			return err
+		}
+		c, err := cid.Cast(append([]byte{}, raw...))
+		out = append(out, c)
+		return err
+	})
+	return out, err
+}
+
+// Dropped are roots of content that was held for a time and that nobody holds
+// now: what they alone reach may go. ForgetDropped takes them out when it is gone.
+func (db *DB) Dropped(ctx context.Context) (roots []cid.Cid, err error) {
+	err = db.view(ctx, func(t *txn) (err error) {
+		roots, err = t.cids(`SELECT root FROM dropped WHERE root NOT IN (SELECT root FROM holds)`)
+		return err
+	})
+	return roots, wrap(err, "list what was let go")
+}
+
+// ForgetDropped takes roots out of what Dropped gives.
+func (db *DB) ForgetDropped(ctx context.Context, roots []cid.Cid) error {
+	err := db.update(ctx, func(t *txn) error {
+		for _, c := range roots {
+			if _, err := t.exec(`DELETE FROM dropped WHERE root = ?`, c.Bytes()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return wrap(err, "forget what was let go")
 }
 
 // ExpireHolds drops the holds whose time is over at now and returns how many.

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ipfs/go-cid"
 
 	"github.com/lumbung-net/lumbung/job"
 	"github.com/lumbung-net/lumbung/ledger"
@@ -479,4 +482,44 @@ func TestUpdateOfAnEndedContextIsNotRun(t *testing.T) {
 		t.Error(err)
 	}
 	view(t, db, func(tx job.Tx) error { _, err := tx.Jobs(true, 0); return err }) // the reader is still good
+}
+
+// What checkpoints took the place of is told, until somebody holds it again or it
+// is gone; what else is let go is not.
+func TestDropped(t *testing.T) {
+	db := openTest(t, quiet())
+	a, b, c := root(t, "a"), root(t, "b"), root(t, "c")
+	hold := func(owner string, c cid.Cid, until time.Time) {
+		update(t, db, func(tx job.Tx) error { return tx.HoldBlocks(owner, c.Bytes(), until) })
+	}
+	want := func(want ...cid.Cid) {
+		t.Helper()
+		got, err := db.Dropped(t.Context())
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v %v, want %v", got, err, want)
+		}
+	}
+	hold("checkpoint:j:0", a, time.Time{})
+	hold("job:1", c, time.Time{})
+	want()
+	update(t, db, func(tx job.Tx) error { // as one takes the place of another
+		return errors.Join(tx.ReleaseBlocks("checkpoint:j:0"), tx.HoldBlocks("checkpoint:j:0", b.Bytes(), noon), tx.ReleaseBlocks("job:1"))
+	})
+	want(a)
+	update(t, db, func(tx job.Tx) error { // kept
+		return errors.Join(tx.ReleaseBlocks("checkpoint:j:0"), tx.HoldBlocks("checkpoint:j:0", b.Bytes(), noon))
+	})
+	want(a)
+	hold("job:2", a, time.Time{})
+	want()
+	update(t, db, func(tx job.Tx) error { return tx.ReleaseBlocks("job:2") })
+	want()
+	if n, err := db.ExpireHolds(t.Context(), noon); err != nil || n != 1 {
+		t.Errorf("%d holds lapsed, %v", n, err)
+	}
+	want(b)
+	if err := db.ForgetDropped(t.Context(), []cid.Cid{b}); err != nil {
+		t.Fatal(err)
+	}
+	want()
 }

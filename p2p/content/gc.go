@@ -18,13 +18,15 @@ type RootSet interface {
 	Roots(ctx context.Context) ([]cid.Cid, error)
 }
 
-// GCOptions says how much to collect. With both fields 0 everything that no
-// root reaches goes.
+// GCOptions says how much to collect. With Target and MaxBytes 0 everything that
+// no root reaches goes.
 type GCOptions struct {
 	// Target is how many bytes of blocks to free, if as many can be.
 	Target uint64
 	// MaxBytes is how many bytes of blocks may stay.
 	MaxBytes uint64
+	// Of, where there are some, lets only blocks go that these roots reach.
+	Of []cid.Cid
 }
 
 // GCStats says what a collection did.
@@ -105,18 +107,19 @@ func (s *Store) GC(ctx context.Context, roots RootSet, o GCOptions) (GCStats, er
 	if err != nil {
 		return GCStats{}, fmt.Errorf("collect blocks: read the roots: %w", err)
 	}
-	for _, c := range cids {
-		r, err := refOf(c)
-		if err != nil {
-			return GCStats{}, fmt.Errorf("collect blocks: root: %w", err)
-		}
-		marks = append(marks, r)
+	kept, err := refsOf(cids)
+	if err != nil {
+		return GCStats{}, fmt.Errorf("collect blocks: root: %w", err)
 	}
 	live := codecSet{}
-	if err := s.mark(ctx, marks, live); err != nil {
+	if err := s.mark(ctx, append(marks, kept...), live); err != nil {
 		return GCStats{}, fmt.Errorf("collect blocks: %w", err)
 	}
-	st, err := s.sweep(ctx, live, o)
+	of, err := s.markOf(ctx, o.Of)
+	if err != nil {
+		return GCStats{}, fmt.Errorf("collect blocks: %w", err)
+	}
+	st, err := s.sweep(ctx, live, of, o)
 	if err != nil {
 		return st, fmt.Errorf("collect blocks: %w", err)
 	}
@@ -129,6 +132,31 @@ func (s *Store) GC(ctx context.Context, roots RootSet, o GCOptions) (GCStats, er
 	}
 	s.log.Info("blocks collected", "blocks", st.Blocks, "bytes", st.Bytes, "disk_bytes", st.DiskBytes, "kept", st.Kept)
 	return st, nil
+}
+
+func refsOf(cids []cid.Cid) ([]ref, error) {
+	refs := make([]ref, 0, len(cids))
+	for _, c := range cids {
+		r, err := refOf(c)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, r)
+	}
+	return refs, nil
+}
+
+// markOf is what alone may go; nil is all.
+func (s *Store) markOf(ctx context.Context, roots []cid.Cid) (codecSet, error) {
+	if len(roots) == 0 {
+		return nil, nil //nolint:nilnil // all
+	}
+	refs, err := refsOf(roots)
+	if err != nil {
+		return nil, err
+	}
+	of := codecSet{}
+	return of, s.mark(ctx, refs, of)
 }
 
 // mark adds everything the store has under roots to live.
@@ -183,8 +211,8 @@ const sweepPiece = 4096
 // sweep drops idle blocks and makes that durable. Blocks are dropped in pieces:
 // roots held meanwhile are marked before each, and the last look at a block and
 // its drop are one step under mu, so a hold is either seen or begins after it.
-func (s *Store) sweep(ctx context.Context, live codecSet, o GCOptions) (GCStats, error) {
-	free, held := s.candidates(live)
+func (s *Store) sweep(ctx context.Context, live, of codecSet, o GCOptions) (GCStats, error) {
+	free, held := s.candidates(live, of)
 	st := GCStats{}
 	slices.SortFunc(free, func(a, b idle) int {
 		return cmp.Or(cmp.Compare(a.used, b.used), slices.Compare(a.key[:], b.key[:]))
@@ -299,8 +327,11 @@ func (s *Store) markLate(ctx context.Context, live codecSet) error {
 }
 
 // candidates returns blocks that nothing keeps now, and the bytes of all.
-func (s *Store) candidates(live codecSet) (free []idle, held uint64) {
+func (s *Store) candidates(live, of codecSet) (free []idle, held uint64) {
 	s.eachBlock(func(k key, e entry) {
+		if _, mine := of[k]; of != nil && !mine {
+			return
+		}
 		if _, ok := live[k]; !ok && e.gen < s.guard() {
 			free = append(free, idle{k, e.used, e.at.length})
 		}
