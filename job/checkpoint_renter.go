@@ -32,8 +32,7 @@ func (a *activeJob) heardCheckpoint(l *liveLease, hb *protocol.Heartbeat) {
 	if why := hb.GetCheckpointFailed(); why != l.checkpoint.failed {
 		l.checkpoint.failed = why
 		if why != "" {
-			task := l.c.Task
-			a.begin(func() { a.notice(a.ctx, task, fmt.Sprintf("no checkpoint of task %d: %s", task, why)) })
+			a.told(l, fmt.Sprintf("no checkpoint of task %d: %s", l.c.Task, why))
 		}
 	}
 	c, t := hb.GetCheckpoint(), a.tasks[l.c.Task]

@@ -29,6 +29,7 @@ type execution struct {
 	stop   context.CancelFunc // ends fetching or preparing; nil outside of them
 	gaveUp string             // why this provider itself ended the work
 	ailing string             // what was wrong with a card of it, and did not end it
+	ails   string             // what is wrong now
 	unwell string             // what the last probe of its readiness found
 
 	logSeen atomic.Uint64 // records of output that are known to be there

@@ -56,6 +56,7 @@ func (e *execution) makeBeat(ctx context.Context, phase State) (protocol.Signed[
 		Phase: phaseOf(phase), UsageMs: e.usage(now, phase, waited), FetchedBytes: e.c.Fetched, FetchBytes: e.c.ToFetch,
 		LogSeq: e.logSeen.Load(), Outputs: e.streamed, OutputBytes: e.streamedBytes,
 		Checkpoint: e.checkpoints.newest, CheckpointFailed: e.checkpoints.failed,
+		Trouble: short(e.ails),
 	})
 	if err != nil || e.c.State.Terminal() {
 		return beat, err

@@ -130,6 +130,8 @@ func withCards(env []string, p gpu.Passage) []string {
 // checkCards ends the work when a card of it cannot be used any more, and
 // remembers what else is wrong with one, for the result to tell.
 func (e *execution) checkCards() {
+	ailing := ""
+	defer func() { e.noteAiling(ailing) }()
 	for _, uuid := range e.contract().Cards {
 		g, ok := e.p.Pool.Card(uuid)
 		switch {
@@ -138,9 +140,22 @@ func (e *execution) checkCards() {
 		case g.Trouble.Ends:
 			e.giveUp("GPU "+g.Title()+": "+g.Trouble.Text, cardGrace)
 		case !g.Trouble.None():
-			e.mu.Lock()
-			e.ailing = "GPU " + g.Title() + ": " + g.Trouble.Text
-			e.mu.Unlock()
+			ailing = "GPU " + g.Title() + ": " + g.Trouble.Text
 		}
+	}
+}
+
+// noteAiling has the next heartbeat, and the result of a job that fails, tell what
+// is wrong with a card; "" is nothing any more, which a result does not forget.
+func (e *execution) noteAiling(what string) {
+	e.mu.Lock()
+	changed := e.ails != what
+	e.ails = what
+	if what != "" {
+		e.ailing = what
+	}
+	e.mu.Unlock()
+	if changed {
+		poke(e.beat)
 	}
 }

@@ -94,6 +94,11 @@ func TestCardAils(t *testing.T) {
 		if w.state("j1", 0) != Running {
 			t.Error("the job has not gone on")
 		}
+		w.await("the job to be told", func() bool {
+			return slices.ContainsFunc(w.renter.store.eventTexts(EventNotice), func(text string) bool {
+				return strings.HasPrefix(text, "trouble where task 0 runs: GPU rtx4090") && strings.Contains(text, "91 °C")
+			})
+		})
 		s.machine.open()
 		w.over("j1")
 		if c := w.contract("j1", 0); c.ProviderFault || c.ExitCode != 3 || !strings.Contains(c.Reason, "meanwhile GPU rtx4090") || !strings.Contains(c.Reason, "91 °C") {

@@ -71,6 +71,12 @@ func (r *Renter) HandleHeartbeat(ctx context.Context, from protocol.PeerID, hb p
 		}
 		return none, err
 	}
+	if trouble := hb.Msg.GetTrouble(); trouble != l.trouble {
+		l.trouble = trouble
+		if trouble != "" {
+			a.told(l, fmt.Sprintf("trouble where task %d runs: %s", l.c.Task, trouble))
+		}
+	}
 	a.heardStream(l, hb.Msg)
 	a.heardCheckpoint(l, hb.Msg)
 	return a.verdict(l)

@@ -25,6 +25,20 @@ type liveLease struct {
 	logNext    uint64       // number of the log record that is wanted next
 	logBytes   uint64       // of output stored since this node started
 	cancelling bool
+	trouble    string // what its provider said last
+	notices    int    // of what its provider said
+}
+
+// mostNotices bounds the events that one lease's provider makes by what it says.
+const mostNotices = 100
+
+// told notes what a provider says of a lease, unless it says too much. The lock is
+// held.
+func (a *activeJob) told(l *liveLease, text string) {
+	if l.notices++; l.notices <= mostNotices {
+		task := l.c.Task
+		a.begin(func() { a.notice(a.ctx, task, text) })
+	}
 }
 
 // activeJob is one job under way. Its lock guards the job, its tasks and its

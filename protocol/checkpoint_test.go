@@ -14,6 +14,7 @@ func TestValidateCheckpoint(t *testing.T) {
 		refusal[*Heartbeat]{"no engine", func(m *Heartbeat) { m.Checkpoint.Portability.Engine = "" }},
 		refusal[*Heartbeat]{"no portability", func(m *Heartbeat) { m.Checkpoint.Portability = nil }},
 		refusal[*Heartbeat]{"long words", func(m *Heartbeat) { m.CheckpointFailed = strings.Repeat("x", maxDetail+1) }},
+		refusal[*Heartbeat]{"long trouble", func(m *Heartbeat) { m.Trouble = strings.Repeat("x", maxDetail+1) }},
 	)
 	refuse(
 		t, ErrInvalid,

@@ -2216,8 +2216,10 @@ type Heartbeat struct {
 	Checkpoint *Checkpoint `protobuf:"bytes,11,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// Why the last one could not be made.
 	CheckpointFailed string `protobuf:"bytes,12,opt,name=checkpoint_failed,json=checkpointFailed,proto3" json:"checkpoint_failed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// What ails the machine while the work goes on, such as a hot GPU.
+	Trouble       string `protobuf:"bytes,13,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
@@ -2330,6 +2332,13 @@ func (x *Heartbeat) GetCheckpoint() *Checkpoint {
 func (x *Heartbeat) GetCheckpointFailed() string {
 	if x != nil {
 		return x.CheckpointFailed
+	}
+	return ""
+}
+
+func (x *Heartbeat) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
 	}
 	return ""
 }
@@ -3531,7 +3540,7 @@ const file_lumbung_proto_rawDesc = "" +
 	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\x12\x1a\n" +
 	"\baccepted\x18\x03 \x01(\bR\baccepted\x12*\n" +
 	"\x06reason\x18\x04 \x01(\x0e2\x12.lumbung.v1.ReasonR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x92\x03\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\xac\x03\n" +
 	"\tHeartbeat\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x13\n" +
@@ -3548,7 +3557,8 @@ const file_lumbung_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\v \x01(\v2\x16.lumbung.v1.CheckpointR\n" +
 	"checkpoint\x12+\n" +
-	"\x11checkpoint_failed\x18\f \x01(\tR\x10checkpointFailed\"\xa4\x01\n" +
+	"\x11checkpoint_failed\x18\f \x01(\tR\x10checkpointFailed\x12\x18\n" +
+	"\atrouble\x18\r \x01(\tR\atrouble\"\xa4\x01\n" +
 	"\aVerdict\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x13\n" +
 	"\x05go_on\x18\x02 \x01(\bR\x04goOn\x12\x16\n" +

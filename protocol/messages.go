@@ -290,7 +290,7 @@ func (h *Heartbeat) Validate(now time.Time) error {
 	}
 	return first(
 		digest("lease id", h.GetLeaseId()), issued(h.GetAtMs(), now), spanMs("usage", h.GetUsageMs()),
-		h.GetCheckpoint().check(now), text("why there is no checkpoint", h.GetCheckpointFailed(), maxDetail),
+		h.GetCheckpoint().check(now), text("why there is no checkpoint", h.GetCheckpointFailed(), maxDetail), text("the trouble", h.GetTrouble(), maxDetail),
 	)
 }
 

@@ -117,7 +117,7 @@ func samples() []Message {
 		&Answer{Bid: fill(6, 100)},
 		sampleLease(),
 		&Decision{LeaseId: fill(5, 32), AtMs: at(0), Accepted: true, Reason: Reason_REASON_BUSY, Detail: "words"},
-		&Heartbeat{LeaseId: fill(5, 32), Seq: 3, AtMs: at(0), Phase: Phase_PHASE_RUNNING, UsageMs: 1500, FetchedBytes: 5, FetchBytes: 6, LogSeq: 4, Outputs: sampleCID(), OutputBytes: 9, Checkpoint: sampleCheckpoint(), CheckpointFailed: "no room"},
+		&Heartbeat{LeaseId: fill(5, 32), Seq: 3, AtMs: at(0), Phase: Phase_PHASE_RUNNING, UsageMs: 1500, FetchedBytes: 5, FetchBytes: 6, LogSeq: 4, Outputs: sampleCID(), OutputBytes: 9, Checkpoint: sampleCheckpoint(), CheckpointFailed: "no room", Trouble: "it is hot"},
 		&Verdict{LeaseId: fill(5, 32), GoOn: true, Cancel: fill(7, 10), Receipt: fill(8, 10), LogSeq: 4, Checkpoint: sampleCID()},
 		&LogChunk{LeaseId: fill(5, 32), FirstSeq: 4, Records: []*LogRecord{{Seq: 4, Stream: 1, AtMs: at(0), Data: []byte("out\n")}, {Seq: 5, Stream: 2, AtMs: at(0), Data: []byte("err\n")}}},
 		sampleResult(),
