@@ -392,6 +392,9 @@ func (e *execution) save(ctx context.Context, exit sandbox.Exit) (Ended, error) 
 	if err := e.enter(ctx, Saving); err != nil {
 		return end, err
 	}
+	if e.contract().State.Terminal() {
+		return end, nil // its renter has closed it and waits for nothing
+	}
 	e.endLog(ctx, &end)
 	if e.handOver(ctx) {
 		return end, nil // what it put out goes on with it
@@ -403,11 +406,7 @@ func (e *execution) save(ctx context.Context, exit sandbox.Exit) (Ended, error) 
 	defer cancel()
 	root, size, err := e.saveOutputs(ctx)
 	if errors.Is(err, ErrOutputs) {
-		end.State, end.Reason = Failed, err.Error()
-		if end.ExitCode == 0 {
-			end.ExitCode, end.ExitSource = sandbox.CodeSandbox, sandbox.SourceSandbox
-		}
-		return end, nil
+		return end.without(err), nil
 	}
 	if err != nil {
 		return end, fault("save the outputs: %w", err)
@@ -495,7 +494,7 @@ func (e *execution) perform(effects []Effect) {
 	for _, eff := range effects {
 		switch eff {
 		case EffectStop:
-			e.endWork(e.c.Grace)
+			e.endWork(e.c.Grace) // of one that its renter has closed the room is free then
 		case EffectRelease:
 			e.p.Pool.Release(e.c.ID.String())
 		}
@@ -509,13 +508,23 @@ func (e *execution) endWork(grace time.Duration) {
 		e.stop()
 		return
 	}
-	e.p.group.Go(func() { e.stopContainer(e.ctx, grace) })
+	closed := e.c.Booked
+	e.p.group.Go(func() {
+		// What it has put out may be told for days; its room is not kept that long.
+		if e.stopContainer(e.ctx, grace) && closed {
+			e.p.Pool.Release(e.lease.ID().String())
+		}
+	})
 }
 
-func (e *execution) stopContainer(ctx context.Context, grace time.Duration) {
-	if err := e.p.Sandbox.Stop(ctx, e.containerID(), grace); err != nil && !errors.Is(err, sandbox.ErrNotFound) && !errors.Is(err, sandbox.ErrNotRunning) {
-		e.p.Log.Error("stop the container", "lease", e.lease.ID().Short(), "err", err)
+// stopContainer ends the container, and reports whether it has ended.
+func (e *execution) stopContainer(ctx context.Context, grace time.Duration) bool {
+	err := e.p.Sandbox.Stop(ctx, e.containerID(), grace)
+	if err == nil || errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrNotRunning) {
+		return true
 	}
+	e.p.Log.Error("stop the container", "lease", e.lease.ID().Short(), "err", err)
+	return false
 }
 
 // cancel takes the renter's wish to end.

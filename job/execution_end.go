@@ -88,6 +88,20 @@ func (e *execution) failure(err error) Ended {
 // ErrOutputs says that a job has left what cannot be handed over, as a pipe.
 var ErrOutputs = errors.New("the outputs cannot be saved")
 
+// without is an end whose outputs could not be saved, by its job's fault.
+func (end Ended) without(err error) Ended {
+	switch end.State {
+	case Done:
+		end.State, end.Reason = Failed, err.Error()
+		if end.ExitCode == 0 {
+			end.ExitCode, end.ExitSource = sandbox.CodeSandbox, sandbox.SourceSandbox
+		}
+	case Failed:
+		end.Reason += "; " + err.Error()
+	}
+	return end
+}
+
 // short keeps a reason within what a message may carry.
 func short(s string) string {
 	const most = 500

@@ -48,7 +48,8 @@ func (e *execution) sendLogs(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			if e.forgotten() || !pause(ctx, &wait, e.contract().Heartbeat, nil) {
+			// A lease that is booked before its log is out is one that its renter closed.
+			if e.forgotten() || e.contract().Booked || !pause(ctx, &wait, e.contract().Heartbeat, e.booked) {
 				return
 			}
 			continue

@@ -569,3 +569,22 @@ func TestRenterNeverComesBack(t *testing.T) {
 		w.over("j1")
 	})
 }
+
+// TestClosedLeaseFreesItsRoom: the output of a lease that its renter closed, and
+// that nobody takes, keeps no room.
+func TestClosedLeaseFreesItsRoom(t *testing.T) {
+	inTown(t, plan{prices: []uint64{testPrice}}, func(t *testing.T, w *town) {
+		s := oneTask("tick=300", "stubborn")
+		s.Retry = RetrySpec{Given: true}
+		w.submit("j1", s)
+		w.await("it to run", func() bool { return w.state("j1", 0) == Running })
+		w.cutOff(w.shops[0])
+		w.over("j1")
+		w.rules(func(c call) fate { return fate{lose: c.name == "logs"} })
+		free := func() bool {
+			f := w.shops[0].pool.Free(time.Now(), true)
+			return f.CPUMillis == w.shops[0].total.CPUMillis && f.Disk == w.shops[0].total.Disk
+		}
+		w.await("the room", func() bool { return free() && w.shops[0].machine.running() == 0 })
+	})
+}

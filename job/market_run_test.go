@@ -3,6 +3,7 @@ package job
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -292,4 +293,17 @@ func TestOutputsThatCannotBeSaved(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Outputs that cannot be saved change nothing in the end of a job that was stopped.
+func TestWithout(t *testing.T) {
+	for state, want := range map[State]Ended{
+		Done:      {State: Failed, Reason: "a pipe", ExitCode: sandbox.CodeSandbox, ExitSource: sandbox.SourceSandbox},
+		Failed:    {State: Failed, Reason: "why; a pipe"},
+		Cancelled: {State: Cancelled, Reason: "why"},
+	} {
+		if got := (Ended{State: state, Reason: "why"}).without(errors.New("a pipe")); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v", state, got)
+		}
+	}
 }

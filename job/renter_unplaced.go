@@ -25,7 +25,7 @@ func (a *activeJob) unplaced(ctx context.Context, auction *Auction, needs []Need
 		j.Cheapest = ledger.Units(Asset, c)
 	}
 	a.rounds++
-	hopeless := a.hopeless(&j, a.r.Now())
+	hopeless := a.hopeless(&j, goOn.GetEngine() != "", a.r.Now())
 	err := a.r.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
 		if a.rounds > 1 && sameCounts(j.Unplaced, a.job.Unplaced) && (j.Heard == 0) == (a.job.Heard == 0) {
 			return tx.PutJob(&j)
@@ -123,7 +123,7 @@ const (
 
 // hopeless reports whether a job that could not be placed is to be given up: all
 // that are there have said no for good, or nobody is there. The lock is held.
-func (a *activeJob) hopeless(j *Job, now time.Time) bool {
+func (a *activeJob) hopeless(j *Job, goesOn bool, now time.Time) bool {
 	if j.Heard == 0 && !a.heardAt.IsZero() {
 		return now.Sub(a.heardAt) >= silencePatience
 	}
@@ -131,16 +131,23 @@ func (a *activeJob) hopeless(j *Job, now time.Time) bool {
 		a.heardAt = now
 	}
 	a.noes++
-	if waitable(j.Unplaced) {
+	if waitable(j.Unplaced, goesOn) {
 		a.noes = 0
 	}
 	return a.noes >= hopelessRounds
 }
 
-// waitable reports whether some provider may say yes later.
-func waitable(reasons map[string]int) bool {
-	for _, why := range []protocol.Reason{protocol.Reason_REASON_BUSY, protocol.Reason_REASON_PAUSED, protocol.Reason_REASON_EXPIRED} {
-		if reasons[why.String()] > 0 {
+// waitable reports whether some provider may say yes later. One that is paused may
+// be so for good: a task that goes on does not wait for it beside others, which
+// could begin it anew.
+func waitable(reasons map[string]int, goesOn bool) bool {
+	paused := protocol.Reason_REASON_PAUSED.String()
+	for why, n := range reasons {
+		switch {
+		case n == 0:
+		case why == protocol.Reason_REASON_BUSY.String(), why == protocol.Reason_REASON_EXPIRED.String():
+			return true
+		case why == paused && (!goesOn || len(reasons) == 1):
 			return true
 		}
 	}

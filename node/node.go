@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -280,10 +281,11 @@ func (n *Node) removeDropped(ctx context.Context) error {
 	if err != nil || len(dropped) == 0 {
 		return err
 	}
-	if _, err := n.blocks.GC(ctx, roots{n}, content.GCOptions{Of: dropped}); err != nil {
+	st, err := n.blocks.GC(ctx, roots{n}, content.GCOptions{Of: dropped})
+	if err != nil || st.Young > 0 { // those are looked at again
 		return err
 	}
-	return n.db.ForgetDropped(ctx, dropped)
+	return n.db.ForgetDropped(ctx, slices.DeleteFunc(dropped, n.blocks.Has))
 }
 
 // PeerID is the node's id.

@@ -92,7 +92,7 @@ func (c providerContent) savePrivate(ctx context.Context, dir string, to age.Rec
 	}
 	added, err := content.AddPrivate(ctx, c.n.blocks, trees, to, content.AddOptions{Live: true})
 	if err != nil {
-		return nil, 0, ofJob(err)
+		return nil, 0, ofJob(err, dir)
 	}
 	defer c.n.blocks.Hold(added.CID)() // a collection under way has read the holds already
 	err = c.n.db.Update(ctx, func(tx job.Tx) error {

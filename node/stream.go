@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +62,7 @@ func (n *Node) saved(ctx context.Context, dir, owner string, o content.AddOption
 	defer n.blocks.HoldPuts()()
 	added, err := content.Add(ctx, n.blocks, dir, o)
 	if err != nil {
-		return nil, 0, ofJob(err)
+		return nil, 0, ofJob(err, dir)
 	}
 	defer n.blocks.Hold(added.CID)() // a collection under way has read the holds already
 	err = n.db.Update(ctx, func(tx job.Tx) error {
@@ -77,9 +79,12 @@ func (n *Node) saved(ctx context.Context, dir, owner string, o content.AddOption
 	return added.CID.Bytes(), added.Size, nil
 }
 
-// ofJob marks an error that lies in what a job has put out.
-func ofJob(err error) error {
-	if errors.Is(err, content.ErrUnsafe) || errors.Is(err, fs.ErrPermission) {
+// ofJob marks an error that lies in what a job has put out in a folder: the
+// store's own files have other paths.
+func ofJob(err error, dir string) error {
+	var p *fs.PathError
+	closed := errors.As(err, &p) && errors.Is(p.Err, fs.ErrPermission) && (!filepath.IsAbs(p.Path) || strings.HasPrefix(p.Path, dir))
+	if closed || errors.Is(err, content.ErrUnsafe) {
 		return fmt.Errorf("%w: %w", job.ErrOutputs, err)
 	}
 	return err

@@ -95,7 +95,7 @@ func (o *oci) limits() error {
 	}
 	o.cg = g
 	if o.plan.Grouped && !g.holds("memory") {
-		return fmt.Errorf("its memory cannot be bounded as it was when the provider began: %w", err)
+		return errors.Join(errors.New("its memory cannot be bounded as it was when the provider began"), err)
 	}
 	return nil
 }

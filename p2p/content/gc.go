@@ -36,6 +36,7 @@ type GCStats struct {
 	DiskBytes uint64 // bytes the pack files shrank by
 	Kept      uint64 // blocks a root or a hold keeps
 	Idle      uint64 // blocks nothing keeps that stayed because there is room
+	Young     uint64 // blocks that would have gone, were they not put a moment ago
 }
 
 // Hold keeps what root reaches from collection until release is called, in
@@ -212,8 +213,8 @@ const sweepPiece = 4096
 // roots held meanwhile are marked before each, and the last look at a block and
 // its drop are one step under mu, so a hold is either seen or begins after it.
 func (s *Store) sweep(ctx context.Context, live, of codecSet, o GCOptions) (GCStats, error) {
-	free, held := s.candidates(live, of)
-	st := GCStats{}
+	free, young, held := s.candidates(live, of)
+	st := GCStats{Young: young}
 	slices.SortFunc(free, func(a, b idle) int {
 		return cmp.Or(cmp.Compare(a.used, b.used), slices.Compare(a.key[:], b.key[:]))
 	})
@@ -326,19 +327,24 @@ func (s *Store) markLate(ctx context.Context, live codecSet) error {
 	}
 }
 
-// candidates returns blocks that nothing keeps now, and the bytes of all.
-func (s *Store) candidates(live, of codecSet) (free []idle, held uint64) {
+// candidates returns blocks that nothing keeps now, how many more there are that
+// were put since somebody holds what is put, and the bytes of all.
+func (s *Store) candidates(live, of codecSet) (free []idle, young, held uint64) {
 	s.eachBlock(func(k key, e entry) {
 		if _, mine := of[k]; of != nil && !mine {
 			return
 		}
-		if _, ok := live[k]; !ok && e.gen < s.guard() {
+		switch _, ok := live[k]; {
+		case ok:
+		case e.gen >= s.guard():
+			young++
+		default:
 			free = append(free, idle{k, e.used, e.at.length})
 		}
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return free, s.bytes
+	return free, young, s.bytes
 }
 
 // eachBlock calls visit with mu held for every block that is there all the
