@@ -352,6 +352,13 @@ func (k *killer) killNode(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	// A child that it was starting looks like it until it runs the supervisor. No
+	// node starts again so soon that it meets one.
+	for len(processesWith("node\x00"+k.base+"\x00")) > 0 {
+		if err := waitChange(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
 	k.r = k.open(k.runsc)
 	found, err := k.r.Recover(ctx)
 	if err != nil {

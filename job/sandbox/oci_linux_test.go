@@ -44,7 +44,7 @@ var differences = []difference{
 	{"TestDrivers", "the same"},
 	{"TestHostile/attacks/tiny-files", "its layer is a file system that has room for only so many"},
 	{"TestHostile/attacks/zombies", "the kernel refuses more processes, and the program may end well"},
-	{"TestHostile/attacks/host-files", "Linux connects to sockets and pipes that lie in a mounted folder; the node lays out none"},
+	{"TestHostile/attacks/host-sockets", "Linux connects to sockets and pipes that lie in a mounted folder; the node lays out none"},
 	{"TestProtectionsAreKept", "it is about gVisor's flags and processes: TestOCIConfinement"},
 }
 

@@ -97,7 +97,11 @@ func (e *env) lockedIn(dir string) {
 		}
 		for _, ns := range []string{"net", "mnt", "ipc", "pid"} {
 			own, _ := os.Readlink("/proc/self/ns/" + ns)
-			if theirs, err := os.Readlink(procFile(pid, "ns/"+ns)); err == nil && theirs == own {
+			theirs, err := os.Readlink(procFile(pid, "ns/"+ns))
+			if err != nil && !e.r.user {
+				t.Errorf("the %s namespace of %s: %v", ns, kind, err)
+			}
+			if err == nil && theirs == own {
 				t.Errorf("%s is in the host's %s namespace", kind, ns)
 			}
 		}
