@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -64,6 +66,8 @@ func main() {
 		list(arg(1))
 	case "copy": // FROM TO: all that is in a folder
 		check(os.CopyFS(arg(2), os.DirFS(arg(1))))
+	case "terminal": // tells its size at each change, until it is interrupted
+		terminal()
 	case "touch":
 		check(os.WriteFile(arg(1), nil, 0o644))
 	case "stages": // DIR: writes a file, and another when it finds one named go
@@ -210,4 +214,18 @@ func check(err error) {
 func die(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 	os.Exit(99)
+}
+
+func terminal() {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGWINCH, syscall.SIGINT)
+	for {
+		size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		check(err)
+		fmt.Printf("size %dx%d\n", size.Col, size.Row)
+		if <-signals == syscall.SIGINT {
+			fmt.Println("interrupted")
+			os.Exit(9)
+		}
+	}
 }
