@@ -56,16 +56,8 @@ const mostPatience = 24 * time.Hour
 // from too, then wait for as long as they have run, in which what they have done
 // could not be done again, and give the checkpoints up after that. The lock is held.
 func (a *activeJob) unplacedOrigins(ctx context.Context, needs []Need) {
-	now, avoided := a.r.Now(), false
-	for _, n := range needs {
-		t := a.tasks[n.Task]
-		if len(t.Avoid) > 0 && t.origin() != nil {
-			t.Avoid, avoided = nil, true // stored with its next change
-		}
-	}
-	if avoided {
-		a.noes = 0
-		a.nudge()
+	now := a.r.Now()
+	if a.forgive(ctx, needs) {
 		return
 	}
 	needs = slices.DeleteFunc(slices.Clone(needs), func(n Need) bool {
@@ -75,6 +67,38 @@ func (a *activeJob) unplacedOrigins(ctx context.Context, needs []Need) {
 	if len(needs) > 0 {
 		a.giveUpOrigins(ctx, needs)
 	}
+}
+
+// forgive lets tasks go to the providers that they came from too, and says whether
+// there were any. The lock is held.
+func (a *activeJob) forgive(ctx context.Context, needs []Need) bool {
+	var changed []TaskRecord
+	for _, n := range needs {
+		if t := *a.tasks[n.Task]; len(t.Avoid) > 0 && t.origin() != nil {
+			t.Avoid = nil
+			changed = append(changed, t)
+		}
+	}
+	if len(changed) == 0 {
+		return false
+	}
+	err := a.r.Store.Update(context.WithoutCancel(ctx), func(tx Tx) error {
+		var errs []error
+		for i := range changed {
+			errs = append(errs, tx.PutTask(&changed[i]))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		a.r.Log.Error("let tasks go back to their providers", "job", a.id, "err", err)
+		return false
+	}
+	for _, t := range changed {
+		*a.tasks[t.Index] = t
+	}
+	a.noes = 0
+	a.nudge()
+	return true
 }
 
 // giveUpOrigins takes the checkpoints that tasks would go on from away. The lock

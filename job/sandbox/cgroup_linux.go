@@ -227,11 +227,8 @@ func (g *cgroup) holds(controller string) bool { return g != nil && g.dirs[contr
 // change: it is used for nothing else.
 func (g *cgroup) start(cmd *exec.Cmd, before func()) error {
 	var threads []string
-	if g != nil && g.v2 {
-		var dir string // one for all
-		for _, dir = range g.dirs {
-		}
-		group, err := os.Open(dir)
+	if g != nil && g.v2 { // where all have one folder
+		group, err := os.Open(slices.Collect(maps.Values(g.dirs))[0])
 		if err != nil {
 			return err
 		}
